@@ -1,0 +1,66 @@
+# Everything a person runs. Each target installs what it needs into .venv, from locked and hashed versions.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-demo demo test check bench bench-peers soak lock format clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/uv: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "icecore needs Python >= 3.11, got $$($(PYTHON) --version). Next: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/.demo: $(BIN)/uv requirements/demo.txt pyproject.toml
+	@echo "installing icecore and its server into $(VENV) …"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/demo.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/uv requirements/dev.txt pyproject.toml
+	@echo "installing icecore and everything its tests use into $(VENV) …"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/.demo
+
+install: $(VENV)/.dev ## install everything into .venv
+
+install-demo: $(VENV)/.demo ## install the client, the server and the demo into .venv
+
+demo: $(VENV)/.demo ## start icecore, train real models, look at them
+	@$(BIN)/icecore demo
+
+test: $(VENV)/.dev ## run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev ## lint, types, arrows: changes nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## measure everything in docs/performance.md (N=1.0 is the published size)
+	@$(BIN)/python -m benchmarks --scale $(or $(N),1.0)
+
+bench-peers: $(VENV)/.dev ## the same work beside trackio, wandb and mlflow, as ratios
+	@$(BIN)/python -m benchmarks.peers --scale $(or $(N),1.0)
+
+soak: $(VENV)/.dev ## crash tests, long (ROUNDS=1000)
+	@ICECORE_SOAK_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/faults -m "soak or not soak" $(PYTEST_ARGS)
+
+format: $(VENV)/.dev ## let ruff lay the code out
+	@$(BIN)/ruff check --fix-only . ; $(BIN)/ruff format .
+
+lock: $(BIN)/uv ## choose versions anew and lock them with hashes
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --group dev --extra demo pyproject.toml -o requirements/dev.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --extra demo -c requirements/dev.txt pyproject.toml requirements/build.in -o requirements/demo.txt
+
+clean: ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

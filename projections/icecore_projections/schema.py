@@ -1,0 +1,73 @@
+"""The tables of the store: what the folds write and the queries read.
+
+Conventions: `run` is `run_number(path)`, `off` the offset of the record that made the row (in the stream that the
+table is folded from), times are ms since 1970 UTC, every table's comment says which stream makes it. Streams
+commute: no table is written from two streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+FORMAT: Final = 1
+"""Raised whenever tables or folds change so that an old store must be rebuilt from the log."""
+
+TABLES: Final[dict[str, str]] = {
+    # ---- the runner's own
+    "meta": "key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL",  # format, log_id
+    "offsets": "stream VARCHAR, part INTEGER, next_offset BIGINT, ts_server BIGINT, PRIMARY KEY (stream, part)",
+    # applied sequence numbers of each producer, as JSON [[first, last], …]: more than one interval is a gap
+    "producers": "stream VARCHAR, part INTEGER, producer VARCHAR, key VARCHAR, intervals VARCHAR, duplicates BIGINT, "
+    "PRIMARY KEY (stream, part, producer)",
+    "dead_letters": "stream VARCHAR, part INTEGER, off BIGINT, id VARCHAR, type VARCHAR, key VARCHAR, "
+    "reason VARCHAR, attempts INTEGER, ts_server BIGINT",
+    # what a fold decided against: readable, well-formed, but not to be applied
+    "rejections": "stream VARCHAR, part INTEGER, off BIGINT, id VARCHAR, type VARCHAR, key VARCHAR, reason VARCHAR",
+    "skipped": "stream VARCHAR, part INTEGER, type VARCHAR, v INTEGER, n BIGINT",
+    # ---- ledger: runs. `runs` keeps every version of a row, `current_runs` the last one
+    "runs": "run BIGINT, off BIGINT, doc VARCHAR",
+    "current_runs": "run BIGINT PRIMARY KEY, off BIGINT, off_first BIGINT, entity VARCHAR, project VARCHAR, id VARCHAR, "
+    'name VARCHAR, "group" VARCHAR, job_type VARCHAR, tags VARCHAR[], notes VARCHAR, username VARCHAR, '
+    "state VARCHAR, exit_code INTEGER, created_ts BIGINT, started_ts BIGINT, finished_ts BIGINT, runtime_ms BIGINT, "
+    "heard_ts BIGINT, deleted BOOLEAN, doc VARCHAR",
+    # config.* and explicitly set summary.* values, one row a leaf, kept roughly sorted by path (resorted when the
+    # unsorted tail is large): booleans are number 0/1 with text 'true'/'false'
+    "run_values": "run BIGINT, path VARCHAR, number DOUBLE, text VARCHAR",
+    # ---- metrics: one row a run that logged anything
+    "run_activity": "run BIGINT, path VARCHAR, first_ts BIGINT, heard_ts BIGINT, last_step BIGINT, points BIGINT, "
+    "rows_seen BIGINT, console_lines BIGINT, off BIGINT",
+    # one row a (run, kind, key): its number in the points tables, and its running statistics (NaN left out of
+    # min, max and total; last is the value at the highest step, of equals the later)
+    "series": "series INTEGER, run BIGINT, kind VARCHAR, key VARCHAR, n BIGINT, nans BIGINT, least DOUBLE, "
+    "most DOUBLE, total DOUBLE, first_step BIGINT, first DOUBLE, last_step BIGINT, last DOUBLE, last_text VARCHAR, "
+    "last_ts BIGINT, off BIGINT",
+    # texts and booleans of history
+    "texts": "series INTEGER, step BIGINT, ts BIGINT, text VARCHAR, off BIGINT",
+    "console": "run BIGINT, off BIGINT, line INTEGER, ts BIGINT, stream VARCHAR, text VARCHAR",
+}
+
+_POINTS: Final = "series INTEGER, step BIGINT, ts BIGINT, value DOUBLE, off BIGINT"
+_ROLLUP: Final = (
+    "series INTEGER, step_first BIGINT, step_last BIGINT, ts_first BIGINT, ts_last BIGINT, n INTEGER, nans INTEGER, "
+    "least DOUBLE, most DOUBLE, total DOUBLE, last DOUBLE, off_last BIGINT"
+)
+
+# `points` are the history's numbers, `system` the system metrics: their clock is ts, and they would halve the
+# density of the others' row groups. Hot: arrival order. Cold: pieces, each sorted by (series, step). Rollup: every
+# 64 consecutive points of a series within a piece.
+for _kind in ("points", "system"):
+    TABLES[f"{_kind}_hot"] = _POINTS
+    TABLES[f"{_kind}_cold"] = _POINTS
+    TABLES[f"{_kind}_rollup"] = _ROLLUP
+
+KINDS: Final = ("metric", "system", "text", "bool")
+"""`series.kind`; metric -> points_*, system -> system_*, text and bool -> texts."""
+
+
+def run_number(path: str) -> int:
+    """The number of a run in every table: 63 bits of BLAKE2b of its path.
+
+    It depends on nothing but the path, so the ledger's and the metrics' folds agree without reading each other.
+    """
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,231 @@
+"""The one tree of errors.
+
+Every error says what was expected and what was found, and where a person can act, it carries a hint: the next
+step to take. `status` is the HTTP status the API answers with, `code` the word programs may branch on.
+
+    IcecoreError
+    |-- UsageError              the client library was called wrongly
+    |-- SettingsError           a setting is missing or makes no sense
+    |-- BadRequest        400   the request cannot be read
+    |-- Unauthenticated   401   no key, or an unknown or revoked one
+    |-- Forbidden         403   a known caller who may not do this, or a foreign Host or Origin
+    |-- NotFound          404
+    |-- Conflict          409   the fold decided otherwise: expected v4, found v5
+    |-- TooLarge          413   a size limit (limits.py)
+    |-- Invalid           422   readable, but breaks a rule or a limit
+    |-- TooBusy           429   this key has too many bytes in flight
+    |-- Unavailable       503   try again later
+    |   `-- NotYet        503   the projection has not reached the position asked for
+    |-- ServerUnreachable       the client found no server
+    |-- LogError          503   the log cannot take or give records
+    |   |-- LogFull             no space left
+    |   |-- LogReadOnly         the folder or file cannot be written
+    |   |-- LogLocked           another process holds it
+    |   |-- LogPoisoned         a write or fsync failed: no success until reopened
+    |   |-- LogCorrupt          a record fails its checksum
+    |   |-- LogForeign          the file is not an icecore log
+    |   `-- LogTooNew           written by a newer icecore
+    `-- StoreError        503   the projection store cannot be used
+        |-- StoreDamaged        set aside and rebuilt from the log
+        |-- StoreTooNew         written by a newer icecore: set aside and rebuilt
+        |-- StoreLocked         another process holds it
+        `-- StoreAhead          it has folded records the log does not have
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class IcecoreError(Exception):
+    """The root of every error icecore raises on purpose.
+
+    Args:
+        message: what was expected and what was found, in one sentence.
+        hint: the next step to take, or empty.
+        facts: what a program may want to read, such as `limit` and `value`; shown in the API's error body.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "", **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of an API answer."""
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint, **self.facts}}
+
+
+class UsageError(IcecoreError):
+    """The client library was called wrongly."""
+
+    code = "usage"
+
+
+class SettingsError(IcecoreError):
+    """A setting is missing or makes no sense."""
+
+    code = "settings"
+
+
+class BadRequest(IcecoreError):
+    """The request cannot be read."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Unauthenticated(IcecoreError):
+    """No key, or an unknown or revoked one."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(IcecoreError):
+    """A known caller who may not do this, or a foreign Host or Origin."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(IcecoreError):
+    """Nothing of that name, or nothing the caller may see."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(IcecoreError):
+    """The fold decided otherwise."""
+
+    status = 409
+    code = "conflict"
+
+
+class TooLarge(IcecoreError):
+    """A size is over its limit; `limit` and `value` are in the facts."""
+
+    status = 413
+    code = "too_large"
+
+
+class Invalid(IcecoreError):
+    """Readable, but breaks a rule or a limit."""
+
+    status = 422
+    code = "invalid"
+
+
+class TooBusy(IcecoreError):
+    """This key has too many bytes in flight; `retry_after` seconds are in the facts."""
+
+    status = 429
+    code = "too_busy"
+
+
+class Unavailable(IcecoreError):
+    """Try again later; `retry_after` seconds are in the facts."""
+
+    status = 503
+    code = "unavailable"
+
+
+class NotYet(Unavailable):
+    """The projection has not reached the position asked for; `have` and `want` are in the facts."""
+
+    code = "not_yet"
+
+
+class ServerUnreachable(IcecoreError):
+    """The client found no server at its URL."""
+
+    status = 503
+    code = "server_unreachable"
+
+
+class LogError(IcecoreError):
+    """The log cannot take or give records."""
+
+    status = 503
+    code = "log"
+
+
+class LogFull(LogError):
+    """No space left."""
+
+    code = "log_full"
+
+
+class LogReadOnly(LogError):
+    """The folder or file cannot be written."""
+
+    code = "log_read_only"
+
+
+class LogLocked(LogError):
+    """Another process holds it."""
+
+    code = "log_locked"
+
+
+class LogPoisoned(LogError):
+    """A write or fsync failed: what is on disk is unknown, so nothing succeeds until the log is reopened."""
+
+    code = "log_poisoned"
+
+
+class LogCorrupt(LogError):
+    """A record fails its checksum; `stream`, `partition` and `offset` are in the facts."""
+
+    code = "log_corrupt"
+
+
+class LogForeign(LogError):
+    """The file is not an icecore log."""
+
+    code = "log_foreign"
+
+
+class LogTooNew(LogError):
+    """Written by a newer icecore."""
+
+    code = "log_too_new"
+
+
+class StoreError(IcecoreError):
+    """The projection store cannot be used."""
+
+    status = 503
+    code = "store"
+
+
+class StoreDamaged(StoreError):
+    """The store cannot be read: it is set aside and rebuilt from the log."""
+
+    code = "store_damaged"
+
+
+class StoreTooNew(StoreError):
+    """Written by a newer icecore: it is set aside and rebuilt from the log."""
+
+    code = "store_too_new"
+
+
+class StoreLocked(StoreError):
+    """Another process holds it."""
+
+    code = "store_locked"
+
+
+class StoreAhead(StoreError):
+    """The store has folded records that the log does not have: the log lost data, or is another log."""
+
+    code = "store_ahead"

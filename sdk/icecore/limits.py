@@ -1,0 +1,69 @@
+"""Every limit, in one table: docs/limits.md is made from it, and each error over a limit names its row.
+
+Sizes are bytes of the decompressed data. A client splits what it sends to stay under them; the gateway enforces
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+LimitName = Literal[
+    "event_bytes",
+    "request_bytes",
+    "request_events",
+    "json_depth",
+    "name_chars",
+    "path_part_chars",
+    "key_chars",
+    "text_value_bytes",
+    "metric_keys",
+    "block_rows",
+    "config_bytes",
+    "tags",
+    "compression_ratio",
+    "page_runs",
+    "series_per_request",
+    "filter_nodes",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit: its name, the largest value allowed, its unit, and what it is for."""
+
+    name: LimitName
+    most: int
+    unit: str
+    why: str
+
+
+_MB: Final = 1024 * 1024
+
+_TABLE: Final = (
+    Limit("event_bytes", _MB, "bytes", "one event's payload; Kafka's default record limit"),
+    Limit("request_bytes", 8 * _MB, "bytes", "one request's body after decompression"),
+    Limit("request_events", 1_000, "events", "events in one request; a request is all or nothing"),
+    Limit("json_depth", 64, "levels", "nesting of a payload; parsers differ beyond it"),
+    Limit("name_chars", 256, "characters", "display names, groups, job types, tags"),
+    Limit("path_part_chars", 128, "characters", "entity, project and run id: the parts of a run's path"),
+    Limit("key_chars", 256, "characters", "metric keys, config and summary paths"),
+    Limit("text_value_bytes", 64 * 1024, "bytes", "one text value in history, one console line"),
+    Limit("metric_keys", 100_000, "keys", "distinct metric keys of a run"),
+    Limit("block_rows", 100_000, "rows", "rows of one columnar block"),
+    Limit("config_bytes", _MB, "bytes", "a run's whole config as JSON"),
+    Limit("tags", 256, "tags", "tags of a run"),
+    Limit("compression_ratio", 200, "times", "decompressed over compressed size: beyond it is a bomb"),
+    Limit("page_runs", 1_000, "runs", "runs in one page of a listing"),
+    Limit("series_per_request", 10_000, "series", "runs times keys in one series request"),
+    Limit("filter_nodes", 256, "nodes", "operators and values in one filter"),
+)
+
+LIMITS: Final[dict[LimitName, Limit]] = {limit.name: limit for limit in _TABLE}
+assert set(LIMITS) == set(get_args(LimitName)), "every limit name has its row"  # noqa: S101 - a table check
+
+
+def most(name: LimitName) -> int:
+    """The largest value allowed for `name`."""
+    return LIMITS[name].most
