@@ -27,8 +27,8 @@ TABLES: Final[dict[str, str]] = {
     "skipped": "stream VARCHAR, part INTEGER, type VARCHAR, v INTEGER, n BIGINT",
     # ---- ledger: runs. `runs` keeps every version of a row, `current_runs` the last one
     "runs": "run BIGINT, off BIGINT, doc VARCHAR",
-    "current_runs": "run BIGINT PRIMARY KEY, off BIGINT, off_first BIGINT, entity VARCHAR, project VARCHAR, id VARCHAR, "
-    'name VARCHAR, "group" VARCHAR, job_type VARCHAR, tags VARCHAR[], notes VARCHAR, username VARCHAR, '
+    "current_runs": "run BIGINT PRIMARY KEY, off BIGINT, off_first BIGINT, entity VARCHAR, project VARCHAR, "
+    'id VARCHAR, name VARCHAR, "group" VARCHAR, job_type VARCHAR, tags VARCHAR[], notes VARCHAR, username VARCHAR, '
     "state VARCHAR, exit_code INTEGER, created_ts BIGINT, started_ts BIGINT, finished_ts BIGINT, runtime_ms BIGINT, "
     "heard_ts BIGINT, deleted BOOLEAN, doc VARCHAR",
     # config.* and explicitly set summary.* values, one row a leaf, kept roughly sorted by path (resorted when the

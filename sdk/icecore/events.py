@@ -169,6 +169,7 @@ class RunEvent(Event, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
+        """The run's path."""
         return self.run
 
 
@@ -180,6 +181,7 @@ class UserEvent(Event, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
+        """The user's name."""
         return self.user
 
 
@@ -199,7 +201,7 @@ def event(name: str, version: int, stream: str, *, from_clients: bool = True) ->
     def register(cls: E) -> E:
         cls.TYPE, cls.VERSION, cls.STREAM, cls.FROM_CLIENTS = name, version, stream, from_clients
         EVENTS[name, version] = cls
-        if name not in NEWEST or NEWEST[name].VERSION < version:
+        if name not in NEWEST or version > NEWEST[name].VERSION:
             NEWEST[name] = cls
         return cls
 

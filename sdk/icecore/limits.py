@@ -61,7 +61,7 @@ _TABLE: Final = (
 )
 
 LIMITS: Final[dict[LimitName, Limit]] = {limit.name: limit for limit in _TABLE}
-assert set(LIMITS) == set(get_args(LimitName)), "every limit name has its row"  # noqa: S101 - a table check
+assert set(LIMITS) == set(get_args(LimitName)), "every limit name has its row"
 
 
 def most(name: LimitName) -> int:

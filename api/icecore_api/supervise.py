@@ -1,0 +1,338 @@
+"""`icecore up`: one folder, one port, two processes kept alive.
+
+The supervisor binds the port itself and hands it to the gateway, so that a connection made while the gateway is
+being restarted waits instead of being refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from icecore.codec import encode_event
+from icecore.errors import SettingsError, Unavailable
+from icecore.events import Envelope, Event, now_ms, uuid7
+from icecore.log import Record
+from icecore.position import LEDGER
+
+BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Waits before the n-th restart in a row; a child that lived for `STEADY_S` starts again from the first."""
+STEADY_S: Final = 10.0
+READY_WITHIN_S: Final = 60.0
+STOP_WITHIN_S: Final = 30.0
+OWNER: Final = "owner"
+LOGIN_LINK_MS: Final = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run: the data folder, the address, and the name people reach it by."""
+
+    data: Path
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address to give to clients."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::", "localhost"} else self.host  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Child:
+    """One supervised process and its history."""
+
+    name: str
+    command: list[str]
+    pass_fds: tuple[int, ...] = ()
+    process: asyncio.subprocess.Process | None = None
+    restarts: int = 0
+    state: str = "starting"
+    last_exit: str = ""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def report(self) -> dict[str, Any]:
+        """What `status` says of it."""
+        pid = self.process.pid if self.process and self.process.returncode is None else None
+        return {"pid": pid, "state": self.state, "restarts": self.restarts, "last_exit": self.last_exit}
+
+
+class Lock:
+    """The lock that keeps a second `icecore up` off a data folder. Its content says who holds it."""
+
+    def __init__(self, data: Path) -> None:
+        self._path = data / "lock"
+        self._file: TextIO = self._path.open("a+", encoding="utf-8")
+        self._path.chmod(0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            raise Unavailable(
+                f"expected {data} to be free, but {holder} serves it",
+                hint="use that one, stop it, or choose another folder with --data",
+            ) from None
+
+    def write(self, holder: dict[str, Any]) -> None:
+        """Say who holds the folder."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(json.dumps(holder))
+        self._file.flush()
+
+
+def prepare(data: Path) -> None:
+    """Make the data folder, readable by its owner only.
+
+    Raises:
+        SettingsError: it cannot be made or written.
+    """
+    try:
+        for folder in (data, data / "run", data / "log", data / "store"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = data / "run" / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"expected a folder that can be written, got {data}: {error.strerror}",
+            hint="choose another with --data, or free space",
+        ) from error
+
+
+def bind(host: str, port: int, *, within: float = 3.0) -> socket.socket:
+    """A listening socket; waits a moment where an earlier server is just letting go of the port.
+
+    Raises:
+        SettingsError: the address is not ours or stays taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    deadline = time.monotonic() + within
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            if time.monotonic() > deadline or port == 0:
+                raise SettingsError(
+                    f"expected to listen on {host}:{port}, got: {error.strerror}",
+                    hint="choose another with --port (0 picks a free one)",
+                ) from error
+            time.sleep(0.1)
+            continue
+        listener.listen(2048)
+        listener.set_inheritable(True)
+        return listener
+
+
+class Supervisor:
+    """Starts the children, waits until they are ready, restarts those that die, and stops them all."""
+
+    def __init__(self, plan: Plan, children: list[Child], *, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._children = children
+        self._say = say
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start all children and return when each is ready.
+
+        Raises:
+            Unavailable: one is not ready in time; its own words are on stderr.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        self._tasks = [asyncio.create_task(self._keep(child)) for child in self._children]
+        for child in self._children:
+            ready = asyncio.create_task(child.ready.wait())
+            stop = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait({ready, stop}, timeout=READY_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            if not ready.done() and not self._stopping.is_set():
+                ready.cancel()
+                await self._stop_all()
+                raise Unavailable(
+                    f"expected the {child.name} to be ready within {READY_WITHIN_S:.0f} s, got {child.state}"
+                )
+
+    async def run(self) -> None:
+        """Keep the children alive until SIGTERM or SIGINT, then stop them."""
+        await self._stopping.wait()
+        await self._stop_all()
+
+    async def _keep(self, child: Child) -> None:
+        row = 0
+        while not self._stopping.is_set():
+            await asyncio.sleep(BACK_OFF_S[min(row, len(BACK_OFF_S) - 1)])
+            began = time.monotonic()
+            code = await self._live(child)
+            if self._stopping.is_set():
+                return
+            row = 0 if time.monotonic() - began > STEADY_S else row + 1
+            child.restarts += 1
+            child.last_exit = f"signal {-code}" if code < 0 else f"exit code {code}"
+            child.state = "restarting" if row < 4 else "keeps dying"
+            self._write_status()
+            self._say(f"the {child.name} ended with {child.last_exit}; starting it again")
+
+    async def _live(self, child: Child) -> int:
+        child.process = process = await asyncio.create_subprocess_exec(
+            *child.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=child.pass_fds,
+            start_new_session=True,
+        )
+        child.state = "starting"
+        self._write_status()
+        assert process.stdout is not None
+        async for line in process.stdout:
+            if line.startswith(b'{"ready"'):
+                child.state = "running"
+                child.ready.set()
+                self._write_status()
+        return await process.wait()
+
+    async def _stop_all(self) -> None:
+        self._stopping.set()
+        alive = [c.process for c in self._children if c.process and c.process.returncode is None]
+        for process in alive:
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await asyncio.gather(*(process.wait() for process in alive))
+        except TimeoutError:
+            for process in alive:
+                if process.returncode is None:
+                    process.kill()
+        for task in self._tasks:
+            task.cancel()
+        (self._plan.data / "run" / "status.json").unlink(missing_ok=True)
+
+    def _write_status(self) -> None:
+        path = self._plan.data / "run" / "status.json"
+        report = {
+            "supervisor": os.getpid(),
+            "url": self._plan.url,
+            "children": {c.name: c.report() for c in self._children},
+        }
+        part = path.with_suffix(".part")
+        try:
+            part.write_text(json.dumps(report), encoding="utf-8")
+            part.replace(path)
+        except OSError as error:  # a full disk must not take the supervisor down
+            self._say(f"could not write {path}: {error.strerror}")
+
+
+def child_processes(plan: Plan, listener: socket.socket) -> list[Child]:
+    """The gateway and the store of one machine."""
+    python = [sys.executable, "-m"]
+    data = ["--data", str(plan.data)]
+    fd = listener.fileno()
+    return [
+        Child("store", [*python, "icecore_api.serve", *data, "--url", plan.url]),
+        Child("gateway", [*python, "icecore_ingest.gateway", *data, "--host", plan.host, "--fd", str(fd)], (fd,)),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstWords:
+    """What a person is told when the server is ready; `api_key` only when the log was just made."""
+
+    url: str
+    login_url: str
+    api_key: str | None
+
+
+async def introduce(data: Path, url: str) -> FirstWords:
+    """Make the owner on a new log, offer a one-time login link, and see that the local client has a key.
+
+    A key is only ever stored as its hash. So where the local client has none for this address (another port, another
+    user's machine folder), it gets a new one, which the ledger shows like any other.
+    """
+    from icecore.settings import load_credentials, save_credentials
+    from icecore_ingest.identity import found_owner, new_key, new_login_offer
+    from icecore_ingest.logs.sqlite import SQLiteLog
+
+    log = SQLiteLog.open(data / "log")
+    try:
+        first_key = await found_owner(log)
+        token, offer = new_login_offer(OWNER, LOGIN_LINK_MS)
+        events: list[Event] = [offer]
+        local_key = first_key
+        if first_key is None and load_credentials(url) is None:
+            local_key, created = new_key(OWNER, f"local client at {url}")
+            events.append(created)
+        await log.append(LEDGER, server_records(events))
+    finally:
+        await log.close()
+    if local_key is not None:
+        save_credentials(url, local_key, OWNER)
+    return FirstWords(url=url, login_url=f"{url}/login#token={token}", api_key=first_key)
+
+
+def server_records(events: list[Event]) -> list[Record]:
+    """Events of the server's own, as records of one producer that ends with them."""
+    producer, now = str(uuid.uuid4()), now_ms()
+    return [
+        Record(
+            event.key,
+            Envelope(
+                id=uuid7(),
+                type=event.TYPE,
+                v=event.VERSION,
+                producer=producer,
+                seq=seq,
+                ts_client=now,
+                ts_server=now,
+                actor="system",
+            ),
+            encode_event(event),
+        )
+        for seq, event in enumerate(events)
+    ]
+
+
+async def up(
+    data: Path, host: str, port: int, *, ready: Callable[[FirstWords], None], say: Callable[[str], None]
+) -> None:
+    """Serve `data` on `host`:`port` until SIGTERM or SIGINT.
+
+    Args:
+        data: the folder that holds everything; made if absent.
+        host: the address to listen on.
+        port: the port, or 0 to pick a free one.
+        ready: called once, when both processes answer.
+        say: called with a sentence whenever something a person may want to know happens.
+
+    Raises:
+        IcecoreError: the folder is taken or cannot be written, the port is taken, a child does not start.
+    """
+    prepare(data)
+    lock = Lock(data)
+    listener = bind(host, port)
+    plan = Plan(data=data, host=host, port=listener.getsockname()[1])
+    lock.write({"pid": os.getpid(), "url": plan.url})
+    words = await introduce(data, plan.url)
+    supervisor = Supervisor(plan, child_processes(plan, listener), say=say)
+    await supervisor.start()
+    ready(words)
+    await supervisor.run()
+    listener.close()
