@@ -24,6 +24,7 @@ from icecore.errors import SettingsError
 URL_DEFAULT: Final = "http://127.0.0.1:8700"
 PROJECT_DEFAULT: Final = "uncategorized"
 MODES: Final = ("online", "offline", "disabled")
+CONSOLE_MODES: Final = ("auto", "redirect", "wrap", "off")
 
 _UNITS: Final = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -58,6 +59,15 @@ def _truth(value: Any) -> bool:
     if text in _FALSE:
         return False
     raise ValueError("true or false")
+
+
+def _console(value: Any) -> str:
+    text = str(value).strip().lower()
+    if text in CONSOLE_MODES:
+        return text
+    if text in _TRUE | _FALSE:
+        return "auto" if text in _TRUE else "off"
+    raise ValueError(f"one of {', '.join(CONSOLE_MODES)}")
 
 
 def _size(value: Any) -> int:
@@ -116,9 +126,11 @@ SETTINGS: Final = (
     Setting("ICECORE_SILENT", "silent", "no", _truth, "print nothing but warnings"),
     Setting("ICECORE_SPOOL_MAX", "spool_max", "2GB", _size, "the most disk that unsent data of one process takes"),
     Setting("ICECORE_FINISH_TIMEOUT", "finish_timeout", 60.0, _seconds, "how long `finish` waits for the upload"),
-    Setting("ICECORE_CONSOLE", "console", "yes", _truth, "capture stdout and stderr"),
+    Setting("ICECORE_CONSOLE", "console", "auto", _console, "capture stdout and stderr: auto, redirect, wrap or off"),
     Setting("ICECORE_GIT", "git", "yes", _truth, "capture the git commit, branch, remote and uncommitted changes"),
-    Setting("ICECORE_METADATA", "metadata", "yes", _truth, "capture command, host, user, Python, packages, hardware"),
+    Setting("ICECORE_GIT_DIFF_MAX", "git_diff_max", "256KB", _size, "the most of the uncommitted changes; 0 is none"),
+    Setting("ICECORE_METADATA", "metadata", "yes", _truth, "capture command, host, user, Python, hardware"),
+    Setting("ICECORE_PACKAGES", "packages", "yes", _truth, "capture the names and versions of installed packages"),
     Setting("ICECORE_SYSTEM_SECONDS", "system_seconds", 15.0, _seconds, "sample the machine this often; 0 is never"),
 )
 """Sizes take KB, MB, GB; folders take ~; truths take 1/0, true/false, yes/no, on/off."""
@@ -147,9 +159,11 @@ class Settings:
     silent: bool
     spool_max: int
     finish_timeout: float
-    console: bool
+    console: str
     git: bool
+    git_diff_max: int
     metadata: bool
+    packages: bool
     system_seconds: float
 
     @classmethod
