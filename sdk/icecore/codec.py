@@ -137,24 +137,35 @@ NUMERIC: Final = frozenset({float, int})
 _FLOAT_MAX_INT: Final = 1 << 63
 
 
-def rows_to_blocks(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows as blocks: one for each set of keys and kinds, the rows in their order within it."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+def rows_to_blocks(rows: Iterable[tuple[int, int, Mapping[str, Scalar]]]) -> list[dict[str, Any]]:
+    """Rows as blocks: one for each set of keys and kinds, the rows in their order within it.
+
+    Args:
+        rows: `Row`s, or plain tuples of the same three parts.
+    """
+    groups: dict[tuple[str, ...], list[tuple[int, int, Mapping[str, Scalar]]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.values), []).append(row)
+        keys = tuple(row[2])
+        if keys in groups:
+            groups[keys].append(row)
+        else:
+            groups[keys] = [row]
     blocks: list[dict[str, Any]] = []
     for keys, members in groups.items():
         blocks.extend(_blocks_of_group(keys, members))
     return blocks
 
 
-def _blocks_of_group(keys: tuple[str, ...], rows: list[Row]) -> Iterator[dict[str, Any]]:
+def _blocks_of_group(
+    keys: tuple[str, ...], rows: Sequence[tuple[int, int, Mapping[str, Scalar]]]
+) -> Iterator[dict[str, Any]]:
     """Blocks of rows with the same keys; keys whose kind changes within the rows get blocks of their own."""
-    block: dict[str, Any] = {"step": [row.step for row in rows], "ts": [row.ts for row in rows]}
+    steps, stamps, values = zip(*rows, strict=True)
+    block: dict[str, Any] = {"step": list(steps), "ts": list(stamps)}
     mixed: list[str] = []
-    values = [row.values for row in rows]
-    for key in keys:
-        column = [value[key] for value in values]
+    # the rows have their keys in one order, so their values can be turned into columns without looking keys up
+    for key, values_of_key in zip(keys, zip(*[row.values() for row in values], strict=True), strict=True):
+        column = list(values_of_key)
         kinds = set(map(type, column))
         if kinds <= NUMERIC:
             _put_numbers(block, key, column)
@@ -168,9 +179,9 @@ def _blocks_of_group(keys: tuple[str, ...], rows: list[Row]) -> Iterator[dict[st
         yield block
     for key in mixed:
         for kind in (NUMERIC, {str}, {bool}):
-            chosen = [row for row in rows if type(row.values[key]) in kind]
+            chosen = [(step, ts, {key: row[key]}) for step, ts, row in rows if type(row[key]) in kind]
             if chosen:
-                yield from _blocks_of_group((key,), [Row(r.step, r.ts, {key: r.values[key]}) for r in chosen])
+                yield from _blocks_of_group((key,), chosen)
 
 
 def _put_numbers(block: dict[str, Any], key: str, column: list[Any]) -> None:
