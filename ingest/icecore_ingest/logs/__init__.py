@@ -1,0 +1,1 @@
+"""The logs a server can write: SQLite files on one machine."""
