@@ -186,23 +186,23 @@ def _blocks_of_group(
 
 def _put_numbers(block: dict[str, Any], key: str, column: list[Any]) -> None:
     """Add a numeric column, its infinities aside. NaN becomes null in orjson by itself."""
-    if not math.isfinite(_sum(column)):
-        column = [float(value) for value in column]
+    if int in set(map(type, column)):
+        # beyond 64 bits orjson refuses an int; beyond 2^53 a float64 cannot hold it anyway
+        column = [v if -_FLOAT_MAX_INT <= v < _FLOAT_MAX_INT else _as_float(v) for v in column]
+    if not math.isfinite(sum(column)):
         plus = [i for i, value in enumerate(column) if value == math.inf]
         minus = [i for i, value in enumerate(column) if value == -math.inf]
         if plus or minus:
             block.setdefault("inf", {})[key] = {"+": plus, "-": minus}
-    elif int in set(map(type, column)):
-        # beyond 64 bits orjson refuses an int; beyond 2^53 a float64 cannot hold it anyway
-        column = [v if -_FLOAT_MAX_INT <= v < _FLOAT_MAX_INT else float(v) for v in column]
     block.setdefault("cols", {})[key] = column
 
 
-def _sum(column: list[Any]) -> float:
+def _as_float(number: float) -> float:
+    """The float64 nearest to a number, which is infinite for an int of more than 1,024 bits."""
     try:
-        return float(sum(column))
+        return float(number)
     except OverflowError:
-        return math.inf
+        return math.copysign(math.inf, 1 if number > 0 else -1)
 
 
 def column_values(block: Mapping[str, Any], key: str) -> list[float]:
