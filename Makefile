@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check bench bench-peers soak lock format clean
+.PHONY: help install install-demo demo test check bench bench-peers soak docs lock format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ soak: $(VENV)/.dev ## crash tests, long (ROUNDS=1000)
 
 format: $(VENV)/.dev ## let ruff lay the code out
 	@$(BIN)/ruff check --fix-only . ; $(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## make the documents that follow from the code
+	@$(BIN)/python docs/made.py
 
 lock: $(BIN)/uv ## choose versions anew and lock them with hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --group dev --extra demo pyproject.toml -o requirements/dev.txt

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.results import Result, as_json, machine, table
+from benchmarks.results import Result, Sense, as_json, machine, table
 
 HOME = Path(".bench/peers")
 ROUNDS = 3
@@ -154,9 +154,9 @@ def run(scale: float, names: tuple[str, ...] = ("icecore", "trackio", "wandb", "
     ]
     for name, value in medians.items():
         if name != "icecore":
-            target = TARGETS.get(name)
-            sense = "at least" if target else "report"
-            results.append(Result(f"icecore beside {name}", medians["icecore"] / value, "times", target, sense))
+            sense: Sense = "at least" if name in TARGETS else "report"
+            ratio = medians["icecore"] / value
+            results.append(Result(f"icecore beside {name}", ratio, "times", TARGETS.get(name), sense))
     return results
 
 

@@ -28,6 +28,8 @@ from icecore.position import LEDGER
 
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits before the n-th restart in a row; a child that lived for `STEADY_S` starts again from the first."""
+AFTER_READY: Final = 2
+"""The longest back-off (as a place in `BACK_OFF_S`) of a child that was ready before it died: it is back within 2 s."""
 STEADY_S: Final = 10.0
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 30.0
@@ -185,10 +187,11 @@ class Supervisor:
             code = await self._live(child)
             if self._stopping.is_set():
                 return
-            row = 0 if time.monotonic() - began > STEADY_S else row + 1
+            steady = time.monotonic() - began > STEADY_S
+            row = 0 if steady else min(row + 1, AFTER_READY) if child.state == "running" else row + 1
             child.restarts += 1
             child.last_exit = f"signal {-code}" if code < 0 else f"exit code {code}"
-            child.state = "restarting" if row < 4 else "keeps dying"
+            child.state = "keeps dying" if row > AFTER_READY else "restarting"
             self._write_status()
             self._say(f"the {child.name} ended with {child.last_exit}; starting it again")
 

@@ -65,7 +65,7 @@ def test_folders_match_the_map() -> None:
         elif parts[0] == "tests" and len(parts) > 2:
             assert parts[1] in TEST_ROOMS, path
         else:
-            assert parts[0] in {"tests", "benchmarks", "examples"}, path
+            assert parts[0] in {"tests", "benchmarks", "examples", "docs"}, path
     for outer in ("sdk", "ingest", "projections", "api"):
         assert not (ROOT / outer / "__init__.py").exists()
 

@@ -1,0 +1,74 @@
+"""One training of the demo: a small network on scikit-learn's handwritten digits, logged at every step.
+
+It is also what a training script with icecore looks like: everything about icecore is in `init` and `log`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier
+
+import icecore
+
+
+def arguments() -> argparse.Namespace:
+    """What the demo varies."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--hidden", default="64", help="layer widths, as 64 or 64x32")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--project", default="digits")
+    parser.add_argument("--id", default=None)
+    parser.add_argument("--resume", default=None)
+    parser.add_argument("--mode", default="online")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train one model."""
+    args = arguments()
+    digits = load_digits()
+    x_train, x_val, y_train, y_val = train_test_split(
+        digits.data / 16.0, digits.target, test_size=0.25, random_state=0, stratify=digits.target
+    )
+    layers = tuple(int(width) for width in args.hidden.split("x"))
+    model = MLPClassifier(
+        layers, solver="sgd", learning_rate_init=args.lr, momentum=0.9, batch_size=args.batch_size, random_state=0
+    )
+    classes = np.unique(digits.target)
+
+    with icecore.init(
+        project=args.project,
+        id=args.id,
+        resume=args.resume,
+        mode=args.mode,
+        group=f"hidden-{args.hidden}",
+        tags=["demo", "resumed"] if args.resume else ["demo"],
+        config={"lr": args.lr, "batch_size": args.batch_size, "hidden": list(layers), "steps": args.steps},
+    ) as run:
+        run.define_metric("val/accuracy", summary="max")
+        # each step has its own random batch, so a resumed run goes on with the batches it has not seen
+        for step in range(run.step, args.steps):
+            batch = np.random.default_rng(step).choice(len(x_train), args.batch_size, replace=False)
+            model.partial_fit(x_train[batch], y_train[batch], classes=classes)
+            probabilities = model.predict_proba(x_val)
+            run.log(
+                {
+                    "train/loss": float(model.loss_),
+                    "train/accuracy": float(model.score(x_train[batch], y_train[batch])),
+                    "val/loss": float(log_loss(y_val, probabilities, labels=classes)),
+                    "val/accuracy": float(np.mean(probabilities.argmax(axis=1) == y_val)),
+                },
+                step=step,
+            )
+        print(f"validation accuracy {np.mean(model.predict(x_val) == y_val):.3f} after {args.steps} steps")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Makes the documents that follow from the code: `make docs`. With --check, only says whether they are true.
+
+docs/events.md from icecore.events, docs/limits.md from icecore.limits, docs/settings.md from icecore.settings,
+docs/cli.md from the command line's own help.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+import typing
+from pathlib import Path
+
+import msgspec
+
+from icecore import codec, events, limits
+
+HERE = Path(__file__).parent
+MADE = "<!-- made by `make docs`; do not edit -->\n"
+
+
+def events_page() -> str:
+    """Every event with its fields."""
+    parts = [
+        "# Events",
+        MADE,
+        "An event is two lines: an envelope and a payload. `POST /api/v1/events` takes such pairs.",
+        "```sh\n"
+        "printf '%s\\n%s\\n' \\\n"
+        '  \'{"id":"01936b1e-0000-7000-8000-000000000000","type":"run.started","v":1,'
+        '"producer":"6f1f6c3e-0000-4000-8000-000000000000","seq":0,"ts_client":1763719200000}\' \\\n'
+        '  \'{"run":"owner/hello/r1","started_ts":1763719200000,"config":{"lr":0.1}}\' |\n'
+        '  curl --data-binary @- -H "Authorization: Bearer $ICECORE_API_KEY" $ICECORE_URL/api/v1/events\n'
+        "```",
+        "## Envelope",
+        _fields(events.Envelope),
+        "## Blocks\n\n" + textwrap.dedent(inspect.getdoc(codec) or ""),
+    ]
+    for (name, version), cls in sorted(events.EVENTS.items()):
+        source = "clients and the server" if cls.FROM_CLIENTS else "the server's commands only"
+        parts += [
+            f"## {name} v{version}",
+            f"{inspect.getdoc(cls)}\n\nStream `{cls.STREAM}`; made by {source}.",
+            _fields(cls),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fields(cls: type[msgspec.Struct]) -> str:
+    told = _told(cls)
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for field in msgspec.structs.fields(cls):
+        if field.name == "unknown":
+            continue
+        default = (
+            ""
+            if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
+            else (
+                repr(field.default)
+                if field.default is not msgspec.NODEFAULT
+                else repr(typing.cast("typing.Any", field.default_factory)())
+            )
+        )
+        kind = str(field.type).replace("typing.", "") if not isinstance(field.type, type) else field.type.__name__
+        kind = str(field.type).replace("typing.", "") if typing.get_args(field.type) else kind
+        cells = (
+            f"`{field.name}`",
+            f"`{kind}`".replace("|", "\\|"),
+            f"`{default}`" if default else "",
+            told.get(field.name, ""),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _told(cls: type[msgspec.Struct]) -> dict[str, str]:
+    """The strings under the fields of a class and its bases."""
+    told: dict[str, str] = {}
+    for base in cls.__mro__[::-1]:
+        if not issubclass(base, msgspec.Struct) or base is msgspec.Struct:
+            continue
+        lines = inspect.getsource(base).splitlines()
+        for above, line in zip(lines, lines[1:], strict=False):
+            if line.strip().startswith('"""') and line.strip().endswith('"""') and ":" in above and "def " not in above:
+                name = above.strip().split(":")[0]
+                if name.isidentifier():
+                    told[name] = line.strip().strip('"').strip()
+    return told
+
+
+def limits_page() -> str:
+    """The one table of limits."""
+    rows = ["| limit | at most | unit | why |", "|---|---|---|---|"]
+    rows += [f"| `{limit.name}` | {limit.most:,} | {limit.unit} | {limit.why} |" for limit in limits.LIMITS.values()]
+    intro = (
+        "Over a limit the answer is 413 (bytes) or 422 (everything else), and its body names `limit`, `most` and "
+        "`value`. Nothing of such a request is appended. Overload is 429 or 503 with `Retry-After`, never a silent drop."
+    )
+    return "\n\n".join(["# Limits", MADE, intro, "\n".join(rows)]) + "\n"
+
+
+def settings_page() -> str:
+    """Every environment variable."""
+    from icecore.settings import SETTINGS
+
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    rows += [f"| `{s.name}` | {f'`{s.default}`' if s.default != '' else ''} | {s.meaning} |" for s in SETTINGS]
+    return "\n\n".join(["# Settings", MADE, "\n".join(rows)]) + "\n"
+
+
+def cli_page() -> str:
+    """The command line's own help."""
+    from icecore.cli.docs import render
+
+    return f"# The command line\n\n{MADE}\n{render()}"
+
+
+PAGES = {"events.md": events_page, "limits.md": limits_page, "settings.md": settings_page, "cli.md": cli_page}
+
+
+def main() -> int:
+    """Write the pages, or with --check compare them."""
+    wrong = 0
+    for name, page in PAGES.items():
+        path, text = HERE / name, page()
+        if "--check" in sys.argv:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                sys.stderr.write(f"expected docs/{name} to be what the code says; next: make docs\n")
+                wrong = 1
+        else:
+            path.write_text(text, encoding="utf-8")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())
