@@ -68,9 +68,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Served]:
-    """Start a server in a new folder, and remove both at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="icecore-bench-"))
+def serving(folder: Path | None = None) -> Iterator[Served]:
+    """Start a server on `folder`/data; without a folder, in a new one that is removed at the end."""
+    made = None if folder else Path(tempfile.mkdtemp(prefix="icecore-bench-"))
+    folder = folder or made
+    assert folder is not None
     env = {**os.environ, "ICECORE_CONFIG_DIR": str(folder / "config")}
     began = time.monotonic()
     process = subprocess.Popen(
@@ -86,4 +88,5 @@ def serving() -> Iterator[Served]:
     finally:
         process.terminate()
         process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
