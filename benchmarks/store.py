@@ -35,6 +35,7 @@ ROWS = 100
 SHORT_STEPS, SHORT_RUNS = 10_000, 900
 LONG_STEPS, LONG_RUNS = 100_000, 10
 START_MS = 1_760_000_000_000
+GENERATOR = np.random.default_rng(7)
 Kind = Literal["doubles", "floats"]
 
 
@@ -80,7 +81,7 @@ def interleaved(scale: float) -> Iterator[tuple[str, int]]:
 
 def record(path: str, producer: str, seq: int, first: int, kind: Kind) -> Record:
     """One event of 100 rows."""
-    draw = np.random.random((KEYS, ROWS))
+    draw = GENERATOR.random((KEYS, ROWS))
     if kind == "floats":
         draw = draw.astype(np.float32).astype(np.float64)
     steps = np.arange(first, first + ROWS)
