@@ -14,6 +14,7 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
     |-- TooLarge          413   a size limit (limits.py)
     |-- Invalid           422   readable, but breaks a rule or a limit
     |-- TooBusy           429   this key has too many bytes in flight
+    |-- StoreLost         502   the store went away before it answered
     |-- Unavailable       503   try again later
     |   `-- NotYet        503   the projection has not reached the position asked for
     |-- ServerUnreachable       the client found no server
@@ -29,6 +30,7 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
         |-- StoreDamaged        set aside and rebuilt from the log
         |-- StoreTooNew         written by a newer icecore: set aside and rebuilt
         |-- StoreLocked         another process holds it
+        |-- StoreFull           no space left: folding goes on when there is some
         `-- StoreAhead          it has folded records the log does not have
 """
 
@@ -131,6 +133,13 @@ class TooBusy(IcecoreError):
     code = "too_busy"
 
 
+class StoreLost(IcecoreError):
+    """The store went away before it answered: what was asked for may have been done or not."""
+
+    status = 502
+    code = "store_lost"
+
+
 class Unavailable(IcecoreError):
     """Try again later; `retry_after` seconds are in the facts."""
 
@@ -223,6 +232,12 @@ class StoreLocked(StoreError):
     """Another process holds it."""
 
     code = "store_locked"
+
+
+class StoreFull(StoreError):
+    """No space left; what was folded is safe, and folding goes on by itself when there is some."""
+
+    code = "store_full"
 
 
 class StoreAhead(StoreError):

@@ -54,7 +54,7 @@ def test_the_sdist_holds_the_sources(built: Path) -> None:
 
 
 def test_the_client_works_alone(built: Path, tmp_path: Path) -> None:
-    """Installed in an empty environment without extras, a script logs with the client alone, and `icecore up` says what is missing."""
+    """In an empty environment a script logs with the client alone, and `icecore up` says what is missing."""
     uv = Path(sys.executable).with_name("uv")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env/bin/python"

@@ -1,0 +1,109 @@
+"""Hot to cold: each piece of points is sorted once by (series, step), and summarised 64 points at a time.
+
+Measured at 100 M points: a chart reads 25 times faster from sorted pieces than in order of arrival, and pieces of
+five million are as good as one global sort.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from icecore_projections.schema import TABLES
+
+KINDS: Final = ("points", "system")
+
+PIECE_ROWS: Final = 5_000_000
+"""A hot table of so many rows becomes a piece, in the transaction that fills it."""
+
+IDLE_ROWS: Final = 500_000
+"""A hot table of so many rows becomes a piece when nothing is coming in."""
+
+BUCKET: Final = 64
+"""Consecutive points of a series in one row of the rollup."""
+
+UNSORTED_VALUES: Final = 200_000
+"""So many rows of `run_values` out of order are worth sorting the table again."""
+
+
+def sizes(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Rows in each hot table."""
+    return {kind: _count(con, f"{kind}_hot") for kind in KINDS}
+
+
+def compact(con: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Move all hot rows of `kind` to its cold table, and add their rollup, within the caller's transaction.
+
+    The hot table is dropped and made anew: readers with an older snapshot keep seeing the old one, and no deleted
+    rows are left to be skipped.
+    """
+    hot = con.execute(f"SELECT * FROM {kind}_hot").to_arrow_table()  # noqa: S608
+    if hot.num_rows:
+        points = {name: hot.column(name).to_numpy() for name in hot.column_names}
+        del hot
+        # stable: points of one step stay in the order of the log
+        order = np.lexsort((points["step"], points["series"]))
+        points = {name: column[order] for name, column in points.items()}
+        del order
+        _insert(con, f"{kind}_cold", pa.table(points))
+        _insert(con, f"{kind}_rollup", rollup(points))
+    con.execute(f"DROP TABLE {kind}_hot")
+    con.execute(f"CREATE TABLE {kind}_hot ({TABLES[f'{kind}_hot']})")
+
+
+def rollup(points: dict[str, npt.NDArray[np.generic]]) -> pa.Table:
+    """The buckets of one sorted piece: every 64 consecutive points of a series, the last of a series fewer."""
+    series, value = points["series"], points["value"]
+    rows = len(series)
+    starts_series = np.flatnonzero(np.r_[True, series[1:] != series[:-1]])
+    sizes_series = np.diff(np.r_[starts_series, rows])
+    buckets = -(-sizes_series // BUCKET)
+    ordinal = np.arange(buckets.sum()) - np.repeat(np.cumsum(buckets) - buckets, buckets)
+    first = np.repeat(starts_series, buckets) + ordinal * BUCKET
+    last = np.r_[first[1:], rows] - 1
+    missing = np.isnan(value)
+    clean = value + 0.0
+    n, nans = last - first + 1, np.add.reduceat(missing.astype(np.int32), first)
+    with np.errstate(invalid="ignore"):
+        total = np.add.reduceat(np.where(missing, 0.0, clean), first)
+    empty = n == nans
+    return pa.table(
+        {
+            "series": series[first],
+            "step_first": points["step"][first],
+            "step_last": points["step"][last],
+            "ts_first": points["ts"][first],
+            "ts_last": points["ts"][last],
+            "n": n.astype(np.int32),
+            "nans": nans.astype(np.int32),
+            "least": pa.array(np.fmin.reduceat(clean, first), mask=empty),
+            "most": pa.array(np.fmax.reduceat(clean, first), mask=empty),
+            "total": np.where(np.isnan(total), np.nan, total),
+            "last": value[last],
+            "off_last": points["off"][last],
+        }
+    )
+
+
+def resort_values(con: duckdb.DuckDBPyConnection) -> None:
+    """Sort `run_values` by (path, run), within the caller's transaction: filters read one stretch of it then."""
+    con.execute("CREATE TABLE run_values_sorted AS SELECT * FROM run_values ORDER BY path, run")
+    con.execute("DROP TABLE run_values")
+    con.execute("ALTER TABLE run_values_sorted RENAME TO run_values")
+
+
+def _insert(con: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
+    con.register("piece", rows)
+    try:
+        con.execute(f"INSERT INTO {table} BY NAME FROM piece")
+    finally:
+        con.unregister("piece")
+
+
+def _count(con: duckdb.DuckDBPyConnection, table: str) -> int:
+    row = con.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    return int(row[0]) if row else 0

@@ -1,0 +1,377 @@
+"""The store: one DuckDB file, owned by one process, written in one transaction a batch.
+
+A batch's rows, the offsets it reaches and its producers' sequence numbers are committed together, so a store that
+was killed at any moment holds each record exactly once or not at all. Reads use cursors of their own: each sees one
+whole commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from icecore.bell import Bell
+from icecore.errors import StoreAhead, StoreDamaged, StoreError, StoreFull, StoreLocked, StoreTooNew
+from icecore.position import Place, Token
+from icecore_projections import compaction
+from icecore_projections.folds import Changes
+from icecore_projections.schema import FORMAT, TABLES
+
+CHECKPOINT_BYTES: Final = "256MB"
+"""How large the write-ahead log may grow: small enough to be read again within a second or two after a kill."""
+
+_KEYED: Final = frozenset(name for name, columns in TABLES.items() if "PRIMARY KEY" in columns)
+
+
+class Store:
+    """An open store. `cursor` for reads in any thread; `commit` for the one runner that folds into it."""
+
+    def __init__(
+        self, path: Path, con: duckdb.DuckDBPyConnection, log_id: str, settings: Mapping[str, Any], *, readonly: bool
+    ) -> None:
+        self.path = path
+        self.log_id = log_id
+        self.readonly = readonly
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._moved = threading.Condition()
+        self._bell = Bell()
+        self._con = con
+        self._writer = con.cursor()
+        self._token = _read_token(con)
+        self.hot = compaction.sizes(con)
+        """Rows in each hot table."""
+
+    @classmethod
+    def open(
+        cls, path: Path, *, log_id: str, readonly: bool = False, memory_limit: str = "2GB", threads: int = 2
+    ) -> Store:
+        """Open a store of the log `log_id`, making it where there is none.
+
+        Args:
+            path: the DuckDB file.
+            log_id: the log it was folded from; a store of another log is refused.
+            readonly: for reading beside no other process; nothing is made.
+            memory_limit: of DuckDB, as it writes sizes.
+            threads: of DuckDB.
+
+        Raises:
+            StoreLocked: another process holds it.
+            StoreDamaged: it cannot be read, or is of an older format: set it aside and rebuild.
+            StoreTooNew: a newer icecore wrote it.
+            StoreAhead: it is of another log.
+            StoreFull: there is no space to make it.
+        """
+        settings = {"memory_limit": memory_limit, "threads": threads, "checkpoint_threshold": CHECKPOINT_BYTES}
+        con = _connect(path, settings, readonly=readonly)
+        try:
+            _prepare(con, path, log_id, readonly=readonly)
+            return cls(path, con, log_id, settings, readonly=readonly)
+        except duckdb.Error as error:
+            con.close()
+            raise told(error, path) from error
+        except StoreError:
+            con.close()
+            raise
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for reads, to be used by one thread at a time and closed by the caller."""
+        return self._con.cursor()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor for the length of a block, its errors told as the store's.
+
+        Raises:
+            StoreDamaged, StoreError: a read failed.
+        """
+        try:
+            with contextlib.closing(self.cursor()) as con:
+                yield con
+        except duckdb.Error as error:
+            raise told(error, self.path) from error
+
+    def token(self) -> Token:
+        """What is folded: for each partition, the next offset."""
+        return self._token
+
+    def check(self, end: Token) -> None:
+        """Refuse to go on from a store that knows more than its log.
+
+        Raises:
+            StoreAhead: the log ends before what was folded.
+        """
+        for place, have in self._token.as_dict().items():
+            if have > end.next_offset(place):
+                raise StoreAhead(
+                    f"expected the log's {place.stream}:{place.partition} to reach offset {have}, which the store "
+                    f"{self.path.name} has folded, got a log that ends at {end.next_offset(place)}",
+                    hint="the log was restored from an older copy or lost its end: bring back the newer log files, "
+                    "or move the store folder away to rebuild it from the log as it is",
+                    stream=place.stream,
+                    partition=place.partition,
+                    folded=have,
+                    end=end.next_offset(place),
+                )
+
+    def wait(self, token: Token, within: float) -> bool:
+        """Block this thread until everything `token` covers is folded; False after `within` seconds."""
+        with self._moved:
+            return self._moved.wait_for(lambda: self._token.covers(token), timeout=within)
+
+    async def wait_async(self, token: Token, within: float) -> bool:
+        """Wait until everything `token` covers is folded; False after `within` seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within
+        while not self._token.covers(token):
+            heard = self._bell.listen()
+            try:
+                left = deadline - loop.time()
+                if not self._token.covers(token):
+                    if left <= 0:
+                        return False
+                    await asyncio.wait((heard,), timeout=left)
+            finally:
+                self._bell.forget(heard)
+        return True
+
+    def commit(self, changes: Changes, offsets: Mapping[Place, tuple[int, int]]) -> None:
+        """Write a batch: all of it or nothing.
+
+        Args:
+            changes: of every fold, and the runner's own rows.
+            offsets: for each partition read, the next offset and the highest `ts_server` folded.
+
+        Raises:
+            StoreDamaged, StoreFull, StoreError: nothing was written; call `reopen` before trying again.
+        """
+        with self._lock:
+            try:
+                self._transact(changes, offsets)
+            except duckdb.Error as error:
+                with contextlib.suppress(duckdb.Error):
+                    self._writer.rollback()
+                raise told(error, self.path) from error
+            self._token = Token({**self._token.as_dict(), **{place: n for place, (n, _) in offsets.items()}})
+        with self._moved:
+            self._moved.notify_all()
+        self._bell.ring()
+
+    def compact(self, least: int = compaction.IDLE_ROWS) -> bool:
+        """Move hot tables of at least `least` rows to the cold ones now; whether there was one."""
+        with self._lock:
+            try:
+                kinds = [kind for kind, rows in self.hot.items() if rows >= max(least, 1)]
+                if kinds:
+                    self._writer.begin()
+                    for kind in kinds:
+                        compaction.compact(self._writer, kind)
+                    self._writer.commit()
+                    self.hot.update(dict.fromkeys(kinds, 0))
+                    self._checkpoint()
+            except duckdb.Error as error:
+                with contextlib.suppress(duckdb.Error):
+                    self._writer.rollback()
+                raise told(error, self.path) from error
+        return bool(kinds)
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file."""
+        with self._lock:
+            self._checkpoint()
+
+    def verify(self) -> None:
+        """Read every block of the file, so that its checksums are compared.
+
+        Raises:
+            StoreDamaged: a block is not what was written.
+        """
+        with contextlib.closing(self.cursor()) as con:
+            try:
+                for table in TABLES:
+                    con.execute(f"SELECT min(COLUMNS(*)::VARCHAR) FROM {table}").fetchall()  # noqa: S608
+            except duckdb.Error as error:
+                raise told(error, self.path) from error
+
+    def reopen(self) -> None:
+        """Open the file anew after an error: DuckDB gives up a database on a failed write.
+
+        Cursors that are out fail; ask for new ones.
+
+        Raises:
+            StoreDamaged, StoreFull, StoreLocked, StoreError: it cannot be opened now.
+        """
+        with self._lock:
+            with contextlib.suppress(duckdb.Error):
+                self._con.close()
+            try:
+                self._con = _connect(self.path, self._settings, readonly=self.readonly)
+                self._writer = self._con.cursor()
+                self._token = _read_token(self._con)
+                self.hot = compaction.sizes(self._con)
+            except duckdb.Error as error:
+                raise told(error, self.path) from error
+
+    def close(self) -> None:
+        """Let go of the file; what was committed is safe without it."""
+        with self._lock, contextlib.suppress(duckdb.Error):
+            self._writer.close()
+            self._con.close()
+
+    def _transact(self, changes: Changes, offsets: Mapping[Place, tuple[int, int]]) -> None:
+        hot = dict(self.hot)
+        self._writer.begin()
+        for table, parts in changes.delete.items():
+            for rows in parts:
+                _with(self._writer, rows.rows, _delete(table, rows.key))
+        for table, parts in changes.update.items():
+            for rows in parts:
+                _with(self._writer, rows.rows, _update(table, rows.key, rows.rows.column_names))
+        for table, parts in changes.replace.items():
+            for rows in parts:
+                if table not in _KEYED:
+                    _with(self._writer, rows.rows, _delete(table, rows.key))
+                verb = "INSERT OR REPLACE" if table in _KEYED else "INSERT"
+                _with(self._writer, rows.rows, f"{verb} INTO {table} BY NAME FROM batch")
+        for table, tables in changes.append.items():
+            _with(self._writer, pa.concat_tables(tables), f"INSERT INTO {table} BY NAME FROM batch")
+            kind = table.removesuffix("_hot")
+            if kind in hot:
+                hot[kind] += sum(rows.num_rows for rows in tables)
+        full = [kind for kind, rows in hot.items() if rows >= compaction.PIECE_ROWS]
+        for kind in full:
+            compaction.compact(self._writer, kind)
+            hot[kind] = 0
+        self._put_offsets(offsets)
+        self._writer.commit()
+        self.hot = hot
+        if full:
+            self._checkpoint()
+
+    def _put_offsets(self, offsets: Mapping[Place, tuple[int, int]]) -> None:
+        for place, (next_offset, ts_server) in offsets.items():
+            self._writer.execute(
+                "INSERT INTO offsets VALUES ($1, $2, $3, $4) ON CONFLICT DO UPDATE SET "
+                "next_offset = $3, ts_server = greatest(ts_server, $4)",
+                [place.stream, place.partition, next_offset, ts_server],
+            )
+
+    def _checkpoint(self) -> None:
+        with contextlib.suppress(duckdb.TransactionException):  # another cursor is in a transaction: next time
+            self._writer.execute("CHECKPOINT")
+
+
+def _with(con: duckdb.DuckDBPyConnection, rows: pa.Table, statement: str) -> None:
+    """Run a statement that reads `rows` as the table `batch`."""
+    con.register("batch", rows)
+    try:
+        con.execute(statement)
+    finally:
+        con.unregister("batch")
+
+
+def _delete(table: str, key: tuple[str, ...]) -> str:
+    same = " AND ".join(f't."{name}" = b."{name}"' for name in key)
+    return f"DELETE FROM {table} t USING (SELECT DISTINCT {', '.join(key)} FROM batch) b WHERE {same}"  # noqa: S608
+
+
+def _update(table: str, key: tuple[str, ...], columns: list[str]) -> str:
+    sets = ", ".join(f'"{name}" = b."{name}"' for name in columns if name not in key)
+    same = " AND ".join(f't."{name}" = b."{name}"' for name in key)
+    return f"UPDATE {table} t SET {sets} FROM batch b WHERE {same}"  # noqa: S608
+
+
+def _read_token(con: duckdb.DuckDBPyConnection) -> Token:
+    found = con.execute("SELECT stream, part, next_offset FROM offsets").fetchall()
+    return Token({Place(stream, part): n for stream, part, n in found})
+
+
+def _connect(path: Path, settings: Mapping[str, Any], *, readonly: bool) -> duckdb.DuckDBPyConnection:
+    """A connection; a lock that a just-killed process leaves for a moment is waited out."""
+    deadline = time.monotonic() + 2.0
+    while True:
+        try:
+            return duckdb.connect(path, read_only=readonly, config=dict(settings))
+        except duckdb.Error as error:
+            reason = told(error, path)
+            if not isinstance(reason, StoreLocked) or time.monotonic() > deadline:
+                raise reason from error
+            time.sleep(0.05)
+
+
+def _prepare(con: duckdb.DuckDBPyConnection, path: Path, log_id: str, *, readonly: bool) -> None:
+    """Make the tables of a new file, or see that those of an old one are ours."""
+    tables = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if not tables and not readonly:
+        con.begin()
+        for name, columns in TABLES.items():
+            con.execute(f"CREATE TABLE {name} ({columns})")
+        con.execute("INSERT INTO meta VALUES ('format', ?), ('log_id', ?)", [str(FORMAT), log_id])
+        con.commit()
+        return
+    if "meta" not in tables:
+        raise StoreDamaged(
+            f"expected an icecore store, got a DuckDB file without one: {path}",
+            hint="it is set aside, and the store is rebuilt from the log",
+        )
+    meta = dict(con.execute("SELECT key, value FROM meta").fetchall())
+    found = int(meta.get("format", 0))
+    if found != FORMAT:
+        kind = StoreTooNew if found > FORMAT else StoreDamaged
+        raise kind(
+            f"expected a store of format {FORMAT}, got format {found}: {path}",
+            hint="it is set aside, and the store is rebuilt from the log",
+        )
+    if meta.get("log_id") != log_id:
+        raise StoreAhead(
+            f"expected a store folded from log {log_id}, got one of log {meta.get('log_id')}: {path}",
+            hint="the log folder and the store folder are of different places: bring back the log that belongs to "
+            "this store, or move the store folder away to rebuild it from this log",
+        )
+
+
+def told(error: Exception, path: Path) -> StoreError:
+    """What a DuckDB error means for the store."""
+    text = str(error)
+    low = text.lower()
+    if "could not set lock" in low or "conflicting lock" in low or "already open" in low:
+        return StoreLocked(
+            f"expected to be the only process with {path}, got: {text[:300]}",
+            hint="stop the other icecore on this folder; `icecore status` shows its processes",
+        )
+    if "no space left" in low or "disk quota" in low or "file too large" in low:
+        return StoreFull(
+            f"expected space for {path}, got: {text[:300]}", hint="free some space; folding goes on by itself"
+        )
+    if "newer version" in low or "we can only read version" in low:
+        return StoreTooNew(
+            f"expected a file of DuckDB {duckdb.__version__} or older, got: {text[:300]}",
+            hint="it is set aside, and the store is rebuilt from the log",
+        )
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return StoreError(f"expected the batch to fit in memory, got: {text[:300]}", hint="free some memory")
+    if any(mark in low for mark in _DAMAGE) or isinstance(error, duckdb.SerializationException):
+        return StoreDamaged(
+            f"expected a readable store, got: {text[:300]} ({path})",
+            hint="it is set aside, and the store is rebuilt from the log",
+        )
+    return StoreError(f"expected {path} to take the batch, got {type(error).__name__}: {text[:300]}")
+
+
+_DAMAGE: Final = (
+    "corrupt",
+    "checksum",
+    "not a valid duckdb database",
+    "failure while replaying wal",
+    "deserialize",
+    "failed to load metadata",
+    "internal error",
+)
