@@ -14,16 +14,13 @@ import signal
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from icecore.codec import encode_event
 from icecore.errors import SettingsError, Unavailable
-from icecore.events import Envelope, Event, now_ms, uuid7
-from icecore.log import Record
+from icecore.events import Event
 from icecore.position import LEDGER
 
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -33,7 +30,6 @@ AFTER_READY: Final = 2
 STEADY_S: Final = 10.0
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 30.0
-OWNER: Final = "owner"
 LOGIN_LINK_MS: Final = 24 * 3600 * 1000
 
 
@@ -271,7 +267,8 @@ async def introduce(data: Path, url: str) -> FirstWords:
     user's machine folder), it gets a new one, which the ledger shows like any other.
     """
     from icecore.settings import load_credentials, save_credentials
-    from icecore_ingest.identity import found_owner, new_key, new_login_offer
+    from icecore_ingest.identities import OWNER, found_owner, system_records
+    from icecore_ingest.identity import new_key, new_login_offer
     from icecore_ingest.logs.sqlite import SQLiteLog
 
     log = SQLiteLog.open(data / "log")
@@ -283,34 +280,12 @@ async def introduce(data: Path, url: str) -> FirstWords:
         if first_key is None and load_credentials(url) is None:
             local_key, created = new_key(OWNER, f"local client at {url}")
             events.append(created)
-        await log.append(LEDGER, server_records(events))
+        await log.append(LEDGER, system_records(events))
     finally:
         await log.close()
     if local_key is not None:
         save_credentials(url, local_key, OWNER)
     return FirstWords(url=url, login_url=f"{url}/login#token={token}", api_key=first_key)
-
-
-def server_records(events: list[Event]) -> list[Record]:
-    """Events of the server's own, as records of one producer that ends with them."""
-    producer, now = str(uuid.uuid4()), now_ms()
-    return [
-        Record(
-            event.key,
-            Envelope(
-                id=uuid7(),
-                type=event.TYPE,
-                v=event.VERSION,
-                producer=producer,
-                seq=seq,
-                ts_client=now,
-                ts_server=now,
-                actor="system",
-            ),
-            encode_event(event),
-        )
-        for seq, event in enumerate(events)
-    ]
 
 
 async def up(

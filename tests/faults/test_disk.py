@@ -1,0 +1,111 @@
+"""Disks that fill, and files that rot: honest errors, no lost data, and `fsck` names what is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults_harness import Writer, check, get, logged_steps, until, wait_folded
+
+from servers import Server, running_server
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 MB, with 32 MB of it taken by `ballast`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", folder], check=False).returncode == 0
+    if not mounted:
+        pytest.skip("needs root, to mount a small file system")
+    (folder / "ballast").write_bytes(b"\0" * (32 << 20))
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
+    """A full disk is told as 503; with space again the waiting writer gets through, and nothing acknowledged is lost."""
+    with running_server(small_disk / "server") as server:
+        writer = Writer(server, "t/disk/w", rows=5000).start()
+        until(lambda: writer.refusals[503] > 0, "the full disk to be refused with 503", 120)
+        assert get(server, "status").status in {200, 503}
+        (small_disk / "ballast").unlink()
+        acknowledged = len(writer.acknowledged)
+        until(lambda: len(writer.acknowledged) > acknowledged, "the writer to get through once there is space", 60)
+        writer.finish()
+
+        check(server, [writer])
+
+
+def flip(path: Path, at: float) -> None:
+    """Flip one bit, `at` of the way through a file."""
+    with path.open("r+b") as file:
+        file.seek(int(os.path.getsize(path) * at))
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 0x10]))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[tuple[Server, Writer]]:
+    """A server that has folded one run, killed so that its files are as a power cut leaves them."""
+    server = Server(data=tmp_path / "data", config_dir=tmp_path / "config").start()
+    writer = Writer(server, "t/rot/w", rows=100).start()
+    until(lambda: len(writer.acknowledged) > 200, "200 events to be acknowledged")
+    writer.finish()
+    wait_folded(server)
+    server.stop(kill=True)
+    yield server, writer
+    server.stop(kill=True)
+
+
+@pytest.mark.parametrize("suffix", [".duckdb", ".duckdb.wal"])
+@pytest.mark.parametrize("at", [0.001, 0.3, 0.9])
+def test_a_flipped_bit_in_the_store_is_healed(written: tuple[Server, Writer], suffix: str, at: float) -> None:
+    """With a bit flipped in the store's file or its write-ahead log, the server starts and has every point."""
+    server, writer = written
+    for path in (server.data / "store").glob(f"*{suffix}"):
+        flip(path, at)
+    server.start()
+
+    check(server, [writer])
+
+
+def test_a_lost_store_is_rebuilt(written: tuple[Server, Writer]) -> None:
+    """With every store file gone, the server folds the log again."""
+    server, writer = written
+    for path in (server.data / "store").iterdir():
+        path.unlink()
+    server.start()
+
+    check(server, [writer])
+
+
+def test_a_flipped_bit_in_the_log_is_named(written: tuple[Server, Writer]) -> None:
+    """With a payload altered in the log, fsck ends with 1 and names the stream and the offset."""
+    import sqlite3
+
+    server, _ = written
+    (segment,) = (server.data / "log" / "metrics-0").glob("*.db")
+    with sqlite3.connect(segment) as con:
+        con.execute("UPDATE records SET payload = replace(payload, '1', '2') WHERE off = 17")
+    con.close()
+    report = server.run("python", "-m", "icecore", "fsck", "--data", str(server.data), "--json", check=False)
+
+    assert report.returncode == 1, report.stdout + report.stderr
+    assert "metrics" in report.stdout
+    assert "17" in report.stdout
+
+
+def test_a_damaged_snapshot_is_ignored(written: tuple[Server, Writer]) -> None:
+    """With garbage in the identities' snapshot and in CURRENT, the server starts and the key still works."""
+    server, writer = written
+    (server.data / "run" / "identities.json").write_bytes(b"\xff{not json")
+    (server.data / "store" / "CURRENT").write_bytes(b"../../etc/passwd\n")
+    server.start()
+
+    wait_folded(server)
+    assert sum(logged_steps(server, writer.run).values()) == len(writer.acknowledged) * writer.rows
