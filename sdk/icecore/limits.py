@@ -25,6 +25,7 @@ LimitName = Literal[
     "compression_ratio",
     "page_runs",
     "series_per_request",
+    "series_points",
     "filter_nodes",
 ]
 
@@ -57,6 +58,7 @@ _TABLE: Final = (
     Limit("compression_ratio", 200, "times", "decompressed over compressed size: beyond it is a bomb"),
     Limit("page_runs", 1_000, "runs", "runs in one page of a listing"),
     Limit("series_per_request", 10_000, "series", "runs times keys in one series request"),
+    Limit("series_points", 5_000_000, "points", "points or buckets in one series answer; exports have no limit"),
     Limit("filter_nodes", 256, "nodes", "operators and values in one filter"),
 )
 
