@@ -1,0 +1,163 @@
+"""What a route asks for: a reading of the store at or after a position, and a body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+import duckdb
+import orjson
+from fastapi import Depends, Header, Path, Request
+from pydantic import BaseModel, ValidationError
+
+from icecore.errors import BadRequest, NotYet, TooLarge
+from icecore.events import check_path_part
+from icecore.limits import most
+from icecore.position import Token
+from icecore_api.answers import invalid_fields
+from icecore_api.context import Context, Store
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(slots=True)
+class Reading:
+    """One request's view of one store."""
+
+    store: Store
+    cursor: duckdb.DuckDBPyConnection
+    position: Token
+    """Taken before the cursor saw anything: what it sees is this, or later. Sent back as `Icecore-Position`."""
+    now_ms: int
+    crashed_before_ms: int
+    """A running run not heard of since then reads as crashed."""
+    deadline: asyncio.TimerHandle
+
+    def without_limit(self) -> None:
+        """Take the time limit off, for an answer that is streamed."""
+        self.deadline.cancel()
+
+
+def context_of(request: Request) -> Context:
+    """The process around the request."""
+    return cast("Context", request.app.state.context)
+
+
+async def _read(
+    request: Request,
+    icecore_position: Annotated[
+        str | None,
+        Header(description="answer at or after this position (of an earlier answer)", max_length=4096),
+    ] = None,
+) -> AsyncIterator[Reading]:
+    context = context_of(request)
+    store = context.store
+    if icecore_position:
+        await wait_for(store, Token.parse(icecore_position), context.wait_within_s)
+    now = context.clock_ms()
+    position = store.token()
+    cursor = store.cursor()
+    deadline = asyncio.get_running_loop().call_later(context.query_within_s, cursor.interrupt)
+    try:
+        yield Reading(store, cursor, position, now, now - round(context.crashed_after_s * 1000), deadline)
+    finally:
+        deadline.cancel()
+        cursor.close()
+
+
+Read = Annotated[Reading, Depends(_read)]
+Process = Annotated[Context, Depends(context_of)]
+
+
+async def wait_for(store: Store, token: Token, within: float) -> None:
+    """Wait until the store has folded `token`.
+
+    Raises:
+        NotYet: it has not, within that many seconds.
+    """
+    if not await store.wait_async(token, within):
+        have = store.token()
+        raise NotYet(
+            f"expected the store to have folded {token}, it is at {have}",
+            hint="try again in a moment; `icecore status` shows the lag",
+            have=str(have),
+            want=str(token),
+            retry_after=1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPath:
+    """entity/project, checked."""
+
+    entity: str
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunPath:
+    """entity/project/id, checked."""
+
+    entity: str
+    project: str
+    id: str
+
+    @property
+    def path(self) -> str:
+        """As in events."""
+        return f"{self.entity}/{self.project}/{self.id}"
+
+
+PathPart = Annotated[str, Path()]
+
+
+def _project_path(entity: PathPart, project: PathPart) -> ProjectPath:
+    return ProjectPath(check_path_part("an entity", entity), check_path_part("a project", project))
+
+
+def _run_path(
+    entity: Annotated[str, Path()], project: Annotated[str, Path()], run_id: Annotated[str, Path()]
+) -> RunPath:
+    return RunPath(
+        check_path_part("an entity", entity),
+        check_path_part("a project", project),
+        check_path_part("a run id", run_id),
+    )
+
+
+OfProject = Annotated[ProjectPath, Depends(_project_path)]
+OfRun = Annotated[RunPath, Depends(_run_path)]
+
+
+async def read_body(request: Request, model: type[M], most_bytes: int | None = None) -> M:
+    """The request's JSON body as `model`; an empty one is `{}`.
+
+    Raises:
+        TooLarge, BadRequest, Invalid: too long, no JSON, or other fields than the model's.
+    """
+    limit = most_bytes or 2 * most("config_bytes")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"expected a body of at most {limit} bytes", limit="body", most=limit, value=len(body))
+    try:
+        parsed: Any = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"expected a JSON body, got {bytes(body[:80])!r}: {error}") from error
+    try:
+        return model.model_validate(parsed)
+    except ValidationError as error:
+        raise invalid_fields(error.errors()) from error
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI of a route that reads its body by `read_body`."""
+    return {
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": model.model_json_schema()}},
+        }
+    }

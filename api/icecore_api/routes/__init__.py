@@ -1,0 +1,1 @@
+"""The routes: what may be asked, by whom, and how it is answered."""

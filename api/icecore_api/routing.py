@@ -1,0 +1,172 @@
+"""Routes that cannot be registered without a permission, and the gate that asks for it.
+
+Every request is authenticated before it is routed, unless its path is one of the public ones: so an unknown path is
+401 to a stranger and 404 to a caller. A route then asks for its permission. Until teams come, whoever holds a key is
+the owner and has them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final, Literal, TypeVar, cast, get_args
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from icecore.errors import Forbidden, IcecoreError
+from icecore_api.answers import error_answer
+from icecore_api.context import Context, Principal
+from icecore_api.models import ErrorBody
+
+Permission = Literal["public", "run:read", "run:write", "log:read", "ops:read", "ops:admin", "viewer"]
+PERMISSIONS: Final = frozenset(get_args(Permission))
+SESSION_COOKIE: Final = "icecore_session"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_WHY: Final = {
+    400: "The request cannot be read.",
+    401: "No key, or an unknown or revoked one.",
+    403: "The caller may not do this.",
+    404: "Nothing of that name.",
+    405: "The path does not take this method.",
+    409: "The fold decided otherwise: the message says what was found.",
+    413: "Over a size limit, which the error names.",
+    422: "Readable, but breaks a rule or a limit, which the error names.",
+    503: "Not now: the store is behind the position asked for, or busy. `Retry-After` says when to try again.",
+}
+
+
+class Router(APIRouter):
+    """An APIRouter whose routes are made by `on`, which needs a permission."""
+
+    def on(
+        self,
+        method: str,
+        path: str,
+        *,
+        permission: Permission,
+        answer: Any,
+        errors: Sequence[int] = (),
+        description: str = "The answer.",
+        status: int = 200,
+        extra: dict[str, Any] | None = None,
+        content: dict[str, Any] | None = None,
+    ) -> Callable[[F], F]:
+        """Register a route.
+
+        Args:
+            method: the HTTP method.
+            path: below the router's prefix.
+            permission: what the caller must be allowed; `public` asks nobody.
+            answer: the model of a 200 (for OpenAPI; the route returns a finished Response), or None.
+            errors: further statuses it may answer with; 401 and 422 go without saying, and 503 for reads.
+            description: of the answer.
+            status: of the answer.
+            extra: merged into the operation's OpenAPI.
+            content: further media types of the answer, as OpenAPI has them.
+        """
+        if permission not in PERMISSIONS:
+            raise ValueError(f"expected one of {sorted(PERMISSIONS)} for {method} {path}, got {permission!r}")
+        public = permission == "public"
+        statuses = {*errors, 400, 422, 503} | (set() if public else {401, 403})
+        responses: dict[int | str, dict[str, Any]] = {
+            code: {"model": ErrorBody, "description": _WHY[code]} for code in sorted(statuses)
+        }
+        good: dict[str, Any] = {"description": description}
+        if answer is not None:
+            good["model"] = answer
+        if content:
+            good["content"] = content
+        responses[status] = good
+        operation = {"x-permission": permission, **(extra or {})}
+        if not public:
+            operation["security"] = [{"key": []}, {"session": []}]
+
+        def register(function: F) -> F:
+            self.add_api_route(
+                path,
+                function,
+                methods=[method],
+                status_code=status,
+                response_model=None,
+                responses=responses,
+                openapi_extra=operation,
+                dependencies=[] if public else [Depends(_Asks(permission))],
+            )
+            return function
+
+        return register
+
+
+class _Asks:
+    """The dependency that asks for a permission."""
+
+    def __init__(self, permission: Permission) -> None:
+        self.permission = permission
+
+    def __call__(self, request: Request) -> None:
+        allow(principal(request), self.permission)
+
+
+def allow(who: Principal, permission: Permission) -> None:
+    """Whether the caller may.
+
+    Raises:
+        Forbidden: they may not.
+    """
+    allowed = cast("Collection[str]", getattr(who, "permissions", PERMISSIONS))
+    if permission not in allowed:
+        raise Forbidden(f"expected a caller with {permission!r}, {who.user!r} does not have it")
+
+
+def principal(request: Request) -> Principal:
+    """The caller the gate let in."""
+    return cast("Principal", request.state.principal)
+
+
+def permission_of(route: BaseRoute) -> Permission | None:
+    """The permission a route was registered with; None where it has none."""
+    if not isinstance(route, APIRoute):
+        return None
+    said = (route.openapi_extra or {}).get("x-permission")
+    return cast("Permission", said) if said in PERMISSIONS else None
+
+
+def include(app: FastAPI, routers: Iterable[APIRouter], prefix: str) -> None:
+    """Add routers to the application.
+
+    Raises:
+        ValueError: a route has no permission.
+    """
+    for router in routers:
+        for route in router.routes:
+            if permission_of(route) is None:
+                raise ValueError(f"expected a permission on route {getattr(route, 'path', route)!r}: use Router.on")
+        app.include_router(router, prefix=prefix)
+
+
+class Gate:
+    """ASGI middleware: nobody gets past it without a key, except to the public paths."""
+
+    def __init__(self, app: ASGIApp, context: Context, public: Collection[str]) -> None:
+        self._app = app
+        self._context = context
+        self._public = frozenset(public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Authenticate one request, then pass it on."""
+        if scope["type"] == "http" and scope["path"] not in self._public:
+            headers = Headers(scope=scope)
+            try:
+                who = self._context.identities.authenticate(
+                    headers.get("authorization"), Request(scope).cookies.get(SESSION_COOKIE)
+                )
+            except IcecoreError as error:
+                await error_answer(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["principal"] = who
+        await self._app(scope, receive, send)
