@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults_harness import Writer, check, get, logged_steps, until, wait_folded
 
+from faults_harness import Writer, check, get, logged_steps, until, wait_folded
 from servers import Server, running_server
 
 
@@ -27,7 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
-    """A full disk is told as 503; with space again the waiting writer gets through, and nothing acknowledged is lost."""
+    """A full disk is told as 503; with space again the writer gets through, and nothing acknowledged is lost."""
     with running_server(small_disk / "server") as server:
         writer = Writer(server, "t/disk/w", rows=5000).start()
         until(lambda: writer.refusals[503] > 0, "the full disk to be refused with 503", 120)
@@ -43,7 +43,7 @@ def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
 def flip(path: Path, at: float) -> None:
     """Flip one bit, `at` of the way through a file."""
     with path.open("r+b") as file:
-        file.seek(int(os.path.getsize(path) * at))
+        file.seek(int(path.stat().st_size * at))
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 0x10]))
