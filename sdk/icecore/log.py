@@ -42,6 +42,16 @@ class Batch:
     next_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a check of the log found wrong: in which file, and where it can be said, at which record."""
+
+    file: str
+    place: Place | None
+    offset: int | None
+    problem: str
+
+
 class EventLog(Protocol):
     """An append-only log of streams, each of one or more partitions.
 

@@ -20,10 +20,16 @@ _SPACE_MIN = 64 * 1024
 """A disk with less than this is full: SQLite needs at least a page of shared memory and a few of the WAL."""
 
 _CODE = 0xFF
+"""The lower bits of an extended result code: its kind."""
 
 
-def translate(error: sqlite3.Error, file: Path, place: Place | None = None, offset: int | None = None) -> LogError:
-    """The `LogError` for what SQLite raised about `file`. `LogPoisoned` stands for any failed write, read or fsync."""
+def translate(
+    error: sqlite3.Error, file: Path, place: Place | None = None, offset: int | None = None, *, reading: bool = False
+) -> LogError:
+    """The `LogError` for what SQLite raised about `file`.
+
+    A disk that fails gives `LogPoisoned` to who writes, and a plain `LogError` to who is only `reading`.
+    """
     full = getattr(error, "sqlite_errorcode", 0)
     name = getattr(error, "sqlite_errorname", "") or type(error).__name__
     said = f"{error} [{name}]"
@@ -41,7 +47,11 @@ def translate(error: sqlite3.Error, file: Path, place: Place | None = None, offs
         case sqlite3.SQLITE_CANTOPEN:
             return _cannot_open(file, said)
         case sqlite3.SQLITE_IOERR:
-            return _io_error(full, file, said, place, offset)
+            failed = _io_error(full, file, said, place, offset)
+            unread = LogError(f"expected to read {file}, got {said}", hint=_HINT_POISONED)
+            return unread if reading and isinstance(failed, LogPoisoned) else failed
+        case 0 if place is not None:  # raised by Python's module itself: text that is not UTF-8
+            return corrupt(file, said, place, offset)
         case _:
             return LogError(f"expected {file} to take or give records, got {said}", hint=_HINT_CORRUPT)
 

@@ -15,7 +15,7 @@ from icecore.errors import BadRequest, LogError
 from icecore.log import Batch, StoredRecord
 from icecore.position import Place, Position
 from icecore_ingest.logs import failures
-from icecore_ingest.logs.segments import Segment, checksum, list_segments, open_readable, segment_at
+from icecore_ingest.logs.segments import Segment, checksum, content_checksum, list_segments, open_readable, segment_at
 
 _IDLE_CONNECTIONS: Final = 6
 _CHUNK_BYTES: Final = 8 << 20
@@ -65,7 +65,7 @@ class Reader:
                     last = db.execute("SELECT max(off) FROM records").fetchall()[0][0]
                 except sqlite3.Error as error:
                     self._forget_tail()
-                    raise failures.translate(error, tail.path) from error
+                    raise failures.translate(error, tail.path, reading=True) from error
                 if last is None:
                     return tail.first
                 if not segment_at(self._folder, last + 1).path.exists():
@@ -164,7 +164,7 @@ class Reader:
         except sqlite3.Error as error:
             if found or not fail:
                 return found, False
-            raise failures.translate(error, segment.path, self._place, offset) from error
+            raise failures.translate(error, segment.path, self._place, offset, reading=True) from error
         except LogError:
             if found or not fail:
                 return found, False
@@ -214,5 +214,5 @@ def check_row(row: RawRow, expected: int) -> str:
         return f"a hole up to {offset}"
     if not (isinstance(key, str) and isinstance(envelope, bytes) and isinstance(payload, bytes)):
         return "fields of other types"
-    got = checksum(offset, key.encode(), envelope, payload)
+    got = checksum(offset, content_checksum(key, envelope, payload))
     return "" if got == crc else f"checksum {got:#010x} instead of {crc:#010x}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-import struct
 import time
 from pathlib import Path
 from typing import Final
@@ -13,12 +11,13 @@ from typing import Final
 from icecore.errors import LogCorrupt
 from icecore.position import Place
 from icecore_ingest.logs import failures
-from icecore_ingest.logs.segments import PAGE_SIZE, Segment, open_writable, side_file, sync_folder
+from icecore_ingest.logs.segments import Segment, open_writable, side_file, sync_file, sync_folder, wal_size
+from icecore_ingest.logs.wal import WalState, read_wal
 
-_WAL_HEAD: Final = 32
-_FRAME_HEAD: Final = 24
 _PAUSE_S: Final = 0.002
 _LOOKS: Final = 3
+_LOOK_PAUSE_S: Final = 0.02
+_TORN_MOST: Final = 1
 
 
 def recover(segment: Segment, place: Place, timeout: float) -> sqlite3.Connection:
@@ -29,17 +28,19 @@ def recover(segment: Segment, place: Place, timeout: float) -> sqlite3.Connectio
     after a power cut must walk through, would be gone, and the later ones with them. A checkpoint writes what is
     shown into the file anew, and syncs that.
 
+    A WAL with damage in the middle is kept aside first; what is before the damage goes into the file, and the log
+    stays closed until somebody has decided about the rest.
+
     Raises:
-        LogCorrupt: the WAL is damaged in the middle, so that acknowledged records cannot be read.
+        LogCorrupt: acknowledged records in the WAL cannot be read.
         LogLocked: another process kept reading or writing for `timeout` seconds.
         LogError: any other kind, when the file cannot be opened.
     """
     for kept in damaged_wals(segment):
         raise _damaged(segment, kept)
-    commits = commits_in_wal(segment)
+    kept_now = _keep(segment) if is_damaged(segment) else None
     db = open_writable(segment, place)
     try:
-        _check_all_found(db, segment, commits)
         _truncate_wal(db, segment, timeout)
     except sqlite3.Error as error:
         db.close()
@@ -47,6 +48,9 @@ def recover(segment: Segment, place: Place, timeout: float) -> sqlite3.Connectio
     except BaseException:
         db.close()
         raise
+    if kept_now is not None:
+        db.close()
+        raise _damaged(segment, kept_now)
     return db
 
 
@@ -55,66 +59,32 @@ def damaged_wals(segment: Segment) -> list[Path]:
     return sorted(segment.path.parent.glob(f"{segment.path.name}-wal.damaged-*"))
 
 
-def commits_in_wal(segment: Segment) -> list[int]:
-    """The numbers (from 1) of the commit frames of a segment's WAL, by their heads alone; [] without one.
+def is_damaged(segment: Segment) -> bool:
+    """Whether a segment's WAL has acknowledged commits behind a damaged frame.
 
-    Frames left from before the WAL last began anew carry other salts and do not count.
+    Another process may be writing it right now, and what is half written looks damaged: only what stays is.
     """
-    try:
-        with side_file(segment, "-wal").open("rb") as wal:
-            return _commit_frames(wal.fileno())
-    except FileNotFoundError:
-        return []
+    if wal_size(segment) == 0:
+        return False
+    seen: set[WalState] = set()
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_LOOK_PAUSE_S)
+        state = read_wal(side_file(segment, "-wal"))
+        seen.add(state)
+        if state.lost_commits <= _TORN_MOST or len(seen) > 1:
+            return False
+    return True
 
 
-def _commit_frames(wal: int) -> list[int]:
-    head = os.pread(wal, _WAL_HEAD + _FRAME_HEAD, 0)
-    if len(head) < _WAL_HEAD + _FRAME_HEAD:
-        return []
-    # a head that is damaged itself may have any salts: then the first frame says which
-    salts = head[16:24] if _head_is_whole(head) else head[40:48]
-    commits: list[int] = []
-    step = _FRAME_HEAD + PAGE_SIZE
-    for number in range(1, (os.fstat(wal).st_size - _WAL_HEAD) // step + 1):
-        frame = os.pread(wal, _FRAME_HEAD, _WAL_HEAD + (number - 1) * step)
-        if frame[8:16] == salts and frame[4:8] != b"\0\0\0\0":
-            commits.append(number)
-    return commits
-
-
-def _head_is_whole(head: bytes) -> bool:
-    """Whether a WAL's head has its checksum (https://www.sqlite.org/fileformat2.html#wal_file_format)."""
-    order = ">" if head[3] & 1 else "<"
-    s0 = s1 = 0
-    words = struct.unpack(f"{order}6I", head[:24])
-    for x0, x1 in zip(words[::2], words[1::2], strict=True):
-        s0 = (s0 + x0 + s1) & 0xFFFFFFFF
-        s1 = (s1 + x1 + s0) & 0xFFFFFFFF
-    return struct.unpack(">2I", head[24:32]) == (s0, s1)
-
-
-def _check_all_found(db: sqlite3.Connection, segment: Segment, commits: list[int]) -> None:
-    """Refuse a WAL in which recovery stopped before the last commits.
-
-    SQLite takes the first frame with a wrong checksum for the end. At most one commit may lie behind the end it
-    found: the one that was being written when the power went, never acknowledged. Two mean that a frame in the
-    middle is damaged. The WAL is kept aside, and the log stays closed until somebody has decided.
-
-    A process that writes right now may begin the WAL anew between our two looks; damage stays as it is.
-    """
-    for _ in range(_LOOKS):
-        found = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()[0][1]
-        if found < 0 or sum(number > found for number in commits) < 2:
-            return
-        time.sleep(_PAUSE_S)
-        seen, commits = commits, commits_in_wal(segment)
-        if commits != seen:
-            return
+def _keep(segment: Segment) -> Path:
+    """Copy a damaged WAL aside, durably."""
     kept = side_file(segment, f"-wal.damaged-{time.time_ns()}")
     shutil.copyfile(side_file(segment, "-wal"), kept)
     kept.chmod(0o600)
+    sync_file(kept)
     sync_folder(kept.parent)
-    raise _damaged(segment, kept)
+    return kept
 
 
 def _damaged(segment: Segment, kept: Path) -> LogCorrupt:

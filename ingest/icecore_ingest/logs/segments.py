@@ -29,7 +29,8 @@ FORMAT: Final = 1
 PAGE_SIZE: Final = 16384
 
 _NAME: Final = re.compile(r"(\d{20})\.db")
-_HEAD: Final = struct.Struct("<QII")
+_LENGTHS: Final = struct.Struct("<II")
+_OFFSET: Final = struct.Struct("<Q")
 _SCHEMA: Final = """
 CREATE TABLE records(off INTEGER PRIMARY KEY, key TEXT NOT NULL, envelope BLOB NOT NULL, payload BLOB NOT NULL,
                      crc INTEGER NOT NULL);
@@ -44,10 +45,15 @@ class Segment(NamedTuple):
     first: int
 
 
-def checksum(offset: int, key: bytes, envelope: bytes, payload: bytes) -> int:
-    """CRC-32 of a record and its place; the lengths go in too, so that no byte can change sides."""
-    head = zlib.crc32(_HEAD.pack(offset, len(key), len(envelope)) + key)
-    return zlib.crc32(payload, zlib.crc32(envelope, head))
+def content_checksum(key: str, envelope: bytes, payload: bytes) -> int:
+    """CRC-32 of what is in a record; the lengths go in too, so that no byte can change sides."""
+    name = key.encode()
+    return zlib.crc32(payload, zlib.crc32(envelope, zlib.crc32(_LENGTHS.pack(len(name), len(envelope)) + name)))
+
+
+def checksum(offset: int, content: int) -> int:
+    """CRC-32 of a record at its offset, from its `content_checksum`."""
+    return zlib.crc32(_OFFSET.pack(offset), content)
 
 
 def segment_at(folder: Path, first: int) -> Segment:
@@ -114,8 +120,10 @@ def open_writable(segment: Segment, place: Place) -> sqlite3.Connection:
 
 
 def open_readable(segment: Segment, place: Place) -> sqlite3.Connection:
-    """A connection that only reads. A segment with nothing in its WAL that nobody can write any more is read without
-    any lock or side file: it is sealed, or its folder is read-only.
+    """A connection that only reads.
+
+    A segment with nothing in its WAL that nobody can write any more, because it is sealed or its folder read-only,
+    is read without any lock or side file.
 
     Raises:
         LogError: any of its kinds; see `failures`.
@@ -191,7 +199,12 @@ def wal_size(segment: Segment) -> int:
 
 def sync_folder(folder: Path) -> None:
     """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Make what is in a file durable. Never for a segment in use: closing a handle of it drops SQLite's locks."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -24,8 +24,8 @@ from icecore.log import Batch, Record
 from icecore.position import STREAMS, Place, Position, Token
 from icecore_ingest.logs import failures
 from icecore_ingest.logs.reader import Reader
-from icecore_ingest.logs.segments import create_segment, list_segments, segment_at, sync_folder
-from icecore_ingest.logs.writer import Writer
+from icecore_ingest.logs.segments import content_checksum, create_segment, list_segments, segment_at, sync_folder
+from icecore_ingest.logs.writer import Row, Writer
 
 SEGMENT_SIZE: Final = 1 << 30
 LOCK_TIMEOUT_S: Final = 10.0
@@ -46,7 +46,7 @@ class SQLiteLog:
         self._readers = readers
         self._writers = writers
         self._bell = bell
-        self._partitions: Mapping[str, int] = MappingProxyType({stream: 1 for stream in STREAMS})
+        self._partitions: Mapping[str, int] = MappingProxyType(dict.fromkeys(map(str, STREAMS), 1))
         self._threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="log-read")
         self._closed = False
         self._end_seen: Token | None = None
@@ -75,13 +75,13 @@ class SQLiteLog:
             LogFull, LogReadOnly, LogLocked: it cannot be opened for writing.
         """
         places = [Place(stream, 0) for stream in STREAMS]
-        log_id = _read_id(folder) if readonly else _make(folder, places)
+        log_id = read_id(folder) if readonly else _make(folder, places)
         bell = Bell()
         readers: dict[Place, Reader] = {}
         writers: dict[Place, Writer] = {}
         try:
             for place in places:
-                lane = _lane(folder, place)
+                lane = lane_of(folder, place)
                 if not readonly:
                     writers[place] = Writer(
                         lane,
@@ -123,8 +123,14 @@ class SQLiteLog:
             raise self._no_writer(stream)
         if not records:
             return []
-        rows = [(record.key, encode_envelope(record.envelope), record.payload) for record in records]
-        return await writer.append(rows, sum(len(row[1]) + len(row[2]) for row in rows))
+        rows: list[Row] = []
+        size = 0
+        for record in records:
+            envelope = encode_envelope(record.envelope)
+            content = content_checksum(record.key, envelope, record.payload)
+            rows.append((record.key, envelope, record.payload, content))
+            size += len(envelope) + len(record.payload)
+        return await writer.append(rows, size)
 
     async def read(self, place: Place, start: int, *, records: int = 10_000, size: int = 32 << 20) -> Batch:
         """Read from offset `start` on, in a thread; see `EventLog.read`. At least one record if there is one.
@@ -202,12 +208,17 @@ class SQLiteLog:
 # ------------------------------------------------------------------------------------------------------ folders
 
 
-def _lane(folder: Path, place: Place) -> Path:
+def lane_of(folder: Path, place: Place) -> Path:
+    """The folder of a partition's segments."""
     return folder / f"{place.stream}-{place.partition}"
 
 
-def _read_id(folder: Path) -> str:
-    """The id of the log in `folder`."""
+def read_id(folder: Path) -> str:
+    """The id of the log in `folder`.
+
+    Raises:
+        LogForeign: there is none.
+    """
     file = folder / "LOG_ID"
     try:
         text = file.read_text("ascii").strip()
@@ -227,11 +238,11 @@ def _make(folder: Path, places: Sequence[Place]) -> str:
         if not (folder / "LOG_ID").exists():
             _make_id(folder)
         for place in places:
-            _lane(folder, place).mkdir(mode=0o700, exist_ok=True)
+            lane_of(folder, place).mkdir(mode=0o700, exist_ok=True)
         sync_folder(folder)
     except OSError as error:
         raise failures.translate_os(error, folder) from error
-    return _read_id(folder)
+    return read_id(folder)
 
 
 def _make_id(folder: Path) -> None:

@@ -30,8 +30,8 @@ _INSERT: Final = {
 }
 _TAIL: Final = "SELECT (SELECT max(off) FROM records), (SELECT value FROM meta WHERE key = 'sealed')"
 
-Row = tuple[str, bytes, bytes]
-"""Key, envelope, payload."""
+Row = tuple[str, bytes, bytes, int]
+"""Key, envelope, payload, and the checksum of the three."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +76,7 @@ class Writer:
         self._wal_pages = 0
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._closed = False
+        self._closing = threading.Lock()
         self._turn = Turn(folder, lock_timeout)
         try:
             self._db = self._open_tail()
@@ -91,26 +92,29 @@ class Writer:
         Raises:
             LogError: they are not, or it is not known.
         """
-        if self._poison is not None:
-            raise self._still_poisoned()
-        if self._closed:
-            raise LogError("expected an open log, got a closed one")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[Position]] = loop.create_future()
-        self._queue.put(_Waiting(rows, size, loop, done))
+        with self._closing:  # nothing may be queued behind the last word
+            if self._closed:
+                raise LogError("expected an open log, got a closed one")
+            if self._poison is not None:
+                raise self._still_poisoned()
+            self._queue.put(_Waiting(rows, size, loop, done))
         return await done
 
     def close(self) -> None:
         """Commit what is queued, then let go of the file."""
-        if not self._closed:
+        with self._closing:
+            if self._closed:
+                return
             self._closed = True
             self._queue.put(None)
-            self._thread.join()
-            with contextlib.suppress(sqlite3.Error):  # what was acknowledged is safe in the WAL too
-                if self._poison is None:
-                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._db.close()
-            self._turn.close()
+        self._thread.join()
+        with contextlib.suppress(sqlite3.Error):  # what was acknowledged is safe in the WAL too
+            if self._poison is None:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.close()
+        self._turn.close()
 
     # ------------------------------------------------------------------------------------- the writer's thread
 
@@ -138,6 +142,7 @@ class Writer:
         """Commit a group and tell those who wait; then keep the file in order."""
         try:
             first, sealed = self._commit([row for waiting in group for row in waiting.rows])
+            self._wal_pages += 2 + sum(waiting.size for waiting in group) // PAGE_SIZE
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             self._answer(group, self._failure(error))
             return
@@ -182,20 +187,22 @@ class Writer:
     def _insert(self, rows: list[Row], offset: int) -> None:
         """Insert rows, many per statement: each statement gives Python's lock away and may wait long for it."""
         values: list[object] = []
-        for key, envelope, payload in rows:
-            values += (offset, key, envelope, payload, checksum(offset, key.encode(), envelope, payload))
+        for key, envelope, payload, content in rows:
+            values += (offset, key, envelope, payload, checksum(offset, content))
             offset += 1
         at = 0
-        size = sum(len(row[1]) + len(row[2]) for row in rows)
         for n in _ROWS_AT_ONCE:
             while len(values) - at >= 5 * n:
                 self._db.execute(_INSERT[n], values[at : at + 5 * n])
                 at += 5 * n
-        self._wal_pages += 2 + size // PAGE_SIZE
 
     def _roll_back(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        """Take back what was not committed; where that fails, nobody knows what is on disk."""
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._poison = failures.poisoned(self._tail.path, f"a failed rollback ({error})")
 
     def _move_on(self) -> None:
         """Go to the segment after a sealed one; make it if nobody has."""
@@ -225,7 +232,7 @@ class Writer:
         self._wal_pages = max(0, pages - done)
 
     def _failure(self, error: Exception) -> IcecoreError:
-        """What those who wait are told. A failed write poisons: see docs/decisions on fsync."""
+        """What those who wait are told. A failed write poisons: the kernel may show pages that are not on disk."""
         if isinstance(error, sqlite3.Error):
             error = failures.translate(error, self._tail.path, self._place)
         if isinstance(error, LogPoisoned) and self._poison is None:
