@@ -93,8 +93,6 @@ class Config(MutableMapping[str, Any]):
     else needs `update(…, allow_val_change=True)`: a config says what was asked for, once.
     """
 
-    _own: Final = ("_values", "_inherited", "_changed", "_lock")
-
     def __init__(self, values: Mapping[str, Any], changed: Callable[[dict[str, Any], list[str]], None]) -> None:
         object.__setattr__(self, "_values", dict(values))
         object.__setattr__(self, "_inherited", set())
@@ -176,6 +174,10 @@ class Config(MutableMapping[str, Any]):
             missing = {key: value for key, value in earlier.items() if key not in self._values}
             self._inherited.update(missing)
             object.__setattr__(self, "_values", {**missing, **self._values})
+
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        object.__setattr__(self, "_lock", threading.RLock())
 
     def _check_same(self, key: str, value: Any) -> None:
         if self._values[key] != value:

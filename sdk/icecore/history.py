@@ -1,96 +1,133 @@
-"""A run's history as rows or as a DataFrame, read from the server as it streams."""
+"""From calls of `Run.log` to rows: what a step is, what is gathered, and what is left out."""
 
 from __future__ import annotations
 
-import importlib.util
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from itertools import count
+from typing import Any, Final, NamedTuple
 
-import orjson
-
+from icecore.codec import Scalar
 from icecore.errors import UsageError
+from icecore.limits import most
+from icecore.notes import warn
+from icecore.rows import Unloggable, check_key, flatten, scalar
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from icecore.http import JsonClient
-
-CLOCK: Final = ("_step", "_timestamp", "_runtime")
-READ_BYTES: Final = 1 << 18
-NOT_FINITE: Final[dict[object, float]] = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""How JSON says what it has no numbers for."""
-
-Row = dict[str, Any]
+ReadyRow = tuple[int, dict[str, Scalar]]
+_INT64: Final = 1 << 63
+_WIDE_VALUES_MOST: Final = 2_000_000
 
 
-def finite_or_float(value: Any) -> Any:
-    """`value` with the strings NaN, Infinity and -Infinity as floats, inside lists and mappings too."""
-    if isinstance(value, str):
-        return NOT_FINITE.get(value, value)
-    if isinstance(value, dict):
-        return {name: finite_or_float(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [finite_or_float(part) for part in value]
-    return value
+class Rows(NamedTuple):
+    """Rows that are complete, and the counter of steps after them."""
+
+    ready: list[ReadyRow]
+    steps: count[int]
 
 
-def stream_rows(client: JsonClient, path: str, query: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a streamed JSON answer, one JSON object a line, in the server's order."""
-    with client.stream("GET", path, query={**query, "format": "json"}, accept="application/x-ndjson") as response:
-        rest = b""
-        for chunk in response.stream(READ_BYTES, decode_content=True):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if line.strip():
-                    yield _row(line)
-        if rest.strip():
-            yield _row(rest)
+class History:
+    """The state of one run's history in one process. Its caller holds a lock."""
+
+    def __init__(self, first_step: int) -> None:
+        self._keys: set[str] = set()
+        self._gathered: dict[str, Scalar] | None = None
+        self._gathered_step: int | None = None
+        self._next = first_step
+        self._wide_values = 0
+        self.left_out: Counter[str] = Counter()
+        """How many values could not be logged, by key."""
+
+    @property
+    def gathering(self) -> bool:
+        """Whether a row waits for more values."""
+        return self._gathered is not None
+
+    @property
+    def gathering_step(self) -> int | None:
+        """The step of the row that waits, where one was given."""
+        return self._gathered_step
+
+    def take(self, data: Mapping[str, Any], step: int | None, *, commit: bool | None, steps: count[int]) -> Rows:
+        """One call of `log`.
+
+        A call with a step is a row of that step at once; one with `commit=False` waits for the next calls, until one
+        commits or names another step. Afterwards counting goes on from the highest step named.
+
+        Raises:
+            UsageError: a key is no str, or the step no integer.
+        """
+        number = None if step is None else _step_of(step)
+        values = self._scalars(flatten(data, {}))
+        ready: list[ReadyRow] = []
+        if number is not None and self.gathering and self._gathered_step != number:
+            ready += self.flush(steps)
+        if number is not None:
+            steps = count(max(_peek(steps), number + 1))
+            self._gathered_step = number
+        if commit is False:
+            self._gathered = {**(self._gathered or {}), **values}
+        else:
+            gathered = {**self._gathered, **values} if self._gathered else values
+            if gathered or not data:
+                ready.append((next(steps) if self._gathered_step is None else self._gathered_step, gathered))
+            self._gathered = self._gathered_step = None
+        return Rows(ready, steps)
+
+    def flush(self, steps: count[int]) -> list[ReadyRow]:
+        """The row that waits, if any."""
+        if not self._gathered:
+            self._gathered = self._gathered_step = None
+            return []
+        row = (next(steps) if self._gathered_step is None else self._gathered_step, self._gathered)
+        self._gathered = self._gathered_step = None
+        return [row]
+
+    def forget(self) -> None:
+        """In a forked child: the row that waits is the parent's."""
+        self._gathered = self._gathered_step = None
+        self.left_out.clear()
+
+    def wide(self, values: int, queued: int) -> bool:
+        """Whether rows of many keys fill the queue: it is bounded by values, not only by rows."""
+        self._wide_values = values + (self._wide_values if queued > 1 else 0)
+        if self._wide_values > _WIDE_VALUES_MOST:
+            self._wide_values = 0
+            return True
+        return False
+
+    def _scalars(self, flat: Mapping[str, Any]) -> dict[str, Scalar]:
+        values: dict[str, Scalar] = {}
+        for key, value in flat.items():
+            try:
+                if key not in self._keys:
+                    self._admit(key)
+                values[key] = scalar(value)
+            except Unloggable as error:
+                self.left_out[key] += 1
+                if self.left_out[key] == 1:
+                    warn(f"{key[:80]!r} is left out of the history: {error}. The training goes on")
+        return values
+
+    def _admit(self, key: str) -> None:
+        check_key(key)
+        if len(self._keys) >= most("metric_keys"):
+            raise Unloggable(f"a run has at most {most('metric_keys')} keys (the limit `metric_keys`)")
+        self._keys.add(key)
 
 
-def _row(line: bytes) -> Row:
-    row = orjson.loads(line)
-    return {name: NOT_FINITE.get(value, value) if type(value) is str else value for name, value in row.items()}
+def _peek(steps: count[int]) -> int:
+    """A counter's next value, which it shows in no other way."""
+    return int(repr(steps)[6:-1])
 
 
-def thin(rows: Sequence[Any], samples: int | None) -> list[Any]:
-    """At most `samples` of `rows`, evenly spaced, the first and the last among them; None is all."""
-    n = len(rows)
-    if samples is None or n <= samples:
-        return list(rows)
-    if samples == 1:
-        return [rows[-1]]
-    return [rows[round(i * (n - 1) / (samples - 1))] for i in range(samples)]
-
-
-def want_frame(pandas: bool | None) -> bool:
-    """Whether a DataFrame is wanted: said so, or nothing said and pandas is there.
-
-    Raises:
-        UsageError: a DataFrame is wanted, and pandas is not installed.
-    """
-    found = importlib.util.find_spec("pandas") is not None
-    if pandas and not found:
-        raise UsageError(
-            "expected pandas to be installed for history(pandas=True), got none",
-            hint="pip install pandas, or history(pandas=False) for a list of dicts",
-        )
-    return found if pandas is None else pandas
-
-
-def frame(rows: Sequence[Row], keys: Sequence[str] | None) -> pd.DataFrame:
-    """A DataFrame of rows: `_step`, `_timestamp`, `_runtime`, then the keys as given, else as they first came."""
-    import pandas as pd
-
-    if keys is None:
-        keys = list(dict.fromkeys(name for row in rows for name in row if name not in CLOCK))
-    columns = [*CLOCK, *(key for key in keys if key not in CLOCK)]
-    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
-
-
-def _column(values: list[Any]) -> Any:
-    """Numbers with None as NaN; anything else as it is."""
-    kinds = {type(value) for value in values}
-    if float in kinds and kinds <= {float, int, type(None)}:
-        return [math.nan if value is None else float(value) for value in values]
-    return values
+def _step_of(step: Any) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        if not (hasattr(step, "item") or isinstance(step, float)) or step != int(step):
+            raise UsageError(f"expected step to be an integer, got {step!r} of type {type(step).__name__}") from None
+        number = int(step)
+    if not -_INT64 <= number < _INT64 - 1:
+        raise UsageError(f"expected step to fit 64 bits, got {number}")
+    return number

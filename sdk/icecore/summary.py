@@ -160,6 +160,10 @@ class Summary(MutableMapping[str, Any]):
             self._inherited.pop(key, None)
         self._changed({}, [key])
 
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self._lock = threading.RLock()
+
     def update(self, *given: Any, **more: Any) -> None:
         """Set several values by hand; nested dicts become dotted keys."""
         values: dict[str, Any] = {}
