@@ -1,0 +1,1 @@
+"""Requests to records: the gateway, admission, back-pressure, identities, and the logs they go to."""

@@ -291,4 +291,3 @@ _CHECKS: Final[Mapping[type[Event], Callable[[Any], None]]] = {
     RunDropped: _check_dropped,
     ConsoleLogged: _check_console,
 }
-

@@ -21,7 +21,11 @@ TS_MOST: Final = 253_402_300_799_999
 
 _INT64_MOST: Final = (1 << 63) - 1
 _NUMBERS: Final = frozenset({float, int, NoneType})
-_KINDS: Final = (("cols", _NUMBERS), ("text", frozenset({str})), ("bool", frozenset({bool})))
+_KINDS: Final[tuple[tuple[str, frozenset[type]], ...]] = (
+    ("cols", _NUMBERS),
+    ("text", frozenset({str})),
+    ("bool", frozenset({bool})),
+)
 _KNOWN: Final = frozenset({"step", "ts", "cols", "text", "bool", "inf"})
 
 _GOOD_KEYS_MOST: Final = 20_000
@@ -63,19 +67,7 @@ def _check_block(i: int, block: Mapping[str, Any]) -> int:
     4. Infinities stand where the column has null.
     5. Texts are within their limit.
     """
-    # 1
-    step, ts = block.get("step"), block.get("ts")
-    if type(step) is not list or type(ts) is not list or len(step) != len(ts):
-        raise Invalid(f"expected `step` and `ts` of block {i} to be lists of one length, got {_kind(step)}, {_kind(ts)}")
-    rows = len(step)
-    if rows > most("block_rows"):
-        check_limit("block_rows", rows, f"block {i}")
-    if rows:
-        if set(map(type, step)) != {int} or max(step) > _INT64_MOST:
-            raise Invalid(f"expected every `step` of block {i} to be a 64-bit integer, got {_first_bad(step, {int})}")
-        if set(map(type, ts)) != {int} or max(ts) > TS_MOST or min(ts) < TS_LEAST:
-            raise Invalid(f"expected every `ts` of block {i} to be milliseconds since 1970, got {_first_bad(ts, {int})}")
-    # 2
+    rows = _check_clock(i, block)  # 1
     count = 0
     seen: list[Mapping[str, Any]] = []
     for kind, types in _KINDS:
@@ -85,25 +77,47 @@ def _check_block(i: int, block: Mapping[str, Any]) -> int:
         if type(columns) is not dict:
             raise Invalid(f"expected `{kind}` of block {i} to be an object of columns, got {_kind(columns)}")
         if columns:
-            lists = columns.values()
-            if set(map(type, lists)) != {list} or set(map(len, lists)) != {rows}:
-                raise _bad_length(i, kind, columns, rows)
-            if not set(map(type, chain.from_iterable(lists))) <= types:
-                raise _bad_value(i, kind, columns, types)
-        # 3
-        if not columns.keys() <= _good_keys:
+            _check_columns(i, kind, columns, types, rows)  # 2
+        if not columns.keys() <= _good_keys:  # 3
             for key in columns:
                 _check_key(key)
         seen.append(columns)
         count += len(columns)
     if len(seen) > 1 and len(set(chain.from_iterable(seen))) != count:
         raise Invalid(f"expected one column for each key of block {i}, got a key in two of cols, text and bool")
-    # 4, 5
     if "inf" in block:
-        _check_infinities(i, block)
+        _check_infinities(i, block)  # 4
     for key, column in (block.get("text") or {}).items():
-        check_texts(column, f"key {key[:80]!r}")
+        check_texts(column, f"key {key[:80]!r}")  # 5
     return count
+
+
+def _check_clock(i: int, block: Mapping[str, Any]) -> int:
+    """Check `step` and `ts`; answers how many rows the block has."""
+    step, ts = block.get("step"), block.get("ts")
+    if type(step) is not list or type(ts) is not list or len(step) != len(ts):
+        raise Invalid(
+            f"expected `step` and `ts` of block {i} to be lists of one length, got {_kind(step)}, {_kind(ts)}"
+        )
+    rows = len(step)
+    if rows > most("block_rows"):
+        check_limit("block_rows", rows, f"block {i}")
+    if rows:
+        if set(map(type, step)) != {int} or max(step) > _INT64_MOST:
+            raise Invalid(f"expected every `step` of block {i} to be a 64-bit integer, got {_first_bad(step, {int})}")
+        if set(map(type, ts)) != {int} or max(ts) > TS_MOST or min(ts) < TS_LEAST:
+            raise Invalid(
+                f"expected every `ts` of block {i} to be milliseconds since 1970, got {_first_bad(ts, {int})}"
+            )
+    return rows
+
+
+def _check_columns(i: int, kind: str, columns: Mapping[str, Any], types: frozenset[type], rows: int) -> None:
+    lists = columns.values()
+    if set(map(type, lists)) != {list} or set(map(len, lists)) != {rows}:
+        raise _bad_length(i, kind, columns, rows)
+    if not set(map(type, chain.from_iterable(lists))) <= types:
+        raise _bad_value(i, kind, columns, types)
 
 
 def _check_key(key: str) -> None:
@@ -123,7 +137,9 @@ def _check_infinities(i: int, block: Mapping[str, Any]) -> None:
     for key, signs in infinities.items():
         column = columns.get(key)
         if column is None or type(signs) is not dict or not signs.keys() <= {"+", "-"}:
-            raise Invalid(f"expected `inf` of block {i} to name numeric columns, with rows by '+' and '-', got {key[:80]!r}")
+            raise Invalid(
+                f"expected `inf` of block {i} to name numeric columns, with rows by '+' and '-', got {key[:80]!r}"
+            )
         for rows in signs.values():
             if type(rows) is not list or not set(map(type, rows)) <= {int}:
                 raise Invalid(f"expected `inf` of {key[:80]!r} in block {i} to list rows, got {_kind(rows)}")

@@ -157,9 +157,7 @@ def _forget_expired(state: IdentityState, ts_server: int) -> None:
 # ------------------------------------------------------------------------------------------- who a request is from
 
 
-def authenticate(
-    state: IdentityState, authorization: bytes | None, cookie: bytes | None, now: int
-) -> Principal:
+def authenticate(state: IdentityState, authorization: bytes | None, cookie: bytes | None, now: int) -> Principal:
     """Who a request is from.
 
     Args:

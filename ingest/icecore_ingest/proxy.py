@@ -28,7 +28,7 @@ _CONNECT_S: Final = 5.0
 _CONNECTIONS: Final = 256
 
 
-class ClientGone(Exception):  # noqa: N818 - not an error: there is nobody to answer
+class ClientGone(Exception):
     """The client closed its connection before it was answered."""
 
 

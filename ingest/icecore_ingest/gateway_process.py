@@ -1,0 +1,260 @@
+"""The gateway as a process: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from icecore.errors import IcecoreError, SettingsError
+from icecore.lifeline import end_with_parent
+from icecore_ingest.gateway import Gateway, GatewaySettings, create_app, say
+from icecore_ingest.identities import Identities
+from icecore_ingest.logs.sqlite import SQLiteLog
+
+DRAIN_S: Final = 10
+"""How long SIGTERM waits for requests in flight."""
+HEAD_BYTES: Final = 64 * 1024
+"""The longest request line and headers together."""
+HEAD_S: Final = 30.0
+"""How long a client may take to send them."""
+KEEP_ALIVE_S: Final = 75
+EXIT_POISONED: Final = 75
+_BACKLOG: Final = 2048
+_LARGE_BYTES: Final = 64 * 1024
+_SWEEP_S: Final = 5.0
+
+
+class Joining:
+    """A transport that sends the pieces of one turn of the event loop together.
+
+    An answer's head and body are written apart; a system call for each is a sixth of what a small request costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Hold small pieces until the loop's turn ends; send large ones at once."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        if len(data) >= _LARGE_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Close after what is held is sent."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            if not self._transport.is_closing():
+                self._transport.writelines(held)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the transport's."""
+        return getattr(self._transport, name)
+
+
+class Connection(HttpToolsProtocol):
+    """The protocol of uvicorn, with a bound on the head of a request: its parser has none."""
+
+    _head_open = False
+    _head_bytes = 0
+    head_since = 0.0
+    """When a head was begun that has not come in full; 0 between heads."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected: the time for its first head runs."""
+        super().connection_made(transport)
+        self.transport = Joining(transport, self.loop)  # type: ignore[assignment]
+        self.head_since = self.loop.time()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        super().on_message_begin()
+        self._head_open, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """The last byte of a head."""
+        self._head_open, self.head_since = False, 0.0
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        super().data_received(data)
+        if self._head_open:
+            self._head_bytes += len(data)
+            self.head_since = self.head_since or self.loop.time()
+            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"expected a request head of at most {HEAD_BYTES} bytes")
+
+
+class Server(uvicorn.Server):
+    """The server of uvicorn, which ends with exit code 0 on SIGTERM, and gives up clients that never finish a head."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT. uvicorn would raise them again when it has stopped."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, and say so in one line on stdout."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            line = {"ready": True, "port": one.getsockname()[1], "pid": os.getpid()}
+            os.write(1, orjson.dumps(line) + b"\n")
+
+    def stop(self) -> None:
+        """Accept no more; answer what is in flight."""
+        self.should_exit = True
+
+    async def sweep(self, gateway: Gateway) -> None:
+        """Close connections whose head does not come, and count the others, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            gateway.metrics.put("icecore_connections", len(self.server_state.connections))
+            for connection in list(self.server_state.connections):
+                since = getattr(connection, "head_since", 0.0)
+                if since and loop.time() - since > HEAD_S:
+                    connection.transport.close()
+            await asyncio.sleep(_SWEEP_S)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one.
+
+    Raises:
+        SettingsError: the address is not ours, or taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server((host, port), family=found[0][0], backlog=_BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"expected to listen on {host}:{port}, got: {error.strerror or error}", hint="choose another --port"
+        ) from error
+
+
+async def serve(data: Path, listener: socket.socket, settings: GatewaySettings) -> int:
+    """Serve until SIGTERM; answers the exit code.
+
+    One line of JSON goes to stdout when ready: `{"ready": true, "port": N, "pid": N}`.
+
+    Raises:
+        LogError: the log cannot be opened.
+    """
+    log = SQLiteLog.open(data / "log")
+    tasks: list[asyncio.Task[Any]] = []
+    exits: list[int] = []
+    server: Server | None = None
+
+    def poisoned() -> None:
+        say("the log failed and must be reopened: ending, to be started again")
+        exits.append(EXIT_POISONED)
+        if server is not None:
+            server.config.timeout_graceful_shutdown = 1
+            server.stop()
+
+    try:
+        identities = await Identities.open(log, data / "run" / "identities.json")
+        app, gateway, proxy = create_app(
+            log, identities, store_socket=data / "run" / "store.sock", settings=settings, poisoned=poisoned
+        )
+        server = _server(app)
+        tasks = [asyncio.create_task(identities.follow()), asyncio.create_task(server.sweep(gateway))]
+        await server.serve(sockets=[listener])
+        await proxy.close()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not exits:
+            await log.close()
+    return exits[0] if exits else 0
+
+
+def _server(app: Any) -> Server:
+    _quiet_uvicorn()
+    return Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=DRAIN_S,
+            backlog=_BACKLOG,
+        )
+    )
+
+
+def _quiet_uvicorn() -> None:
+    """What uvicorn logs is about clients that hang up; ours are in `say`."""
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+        logger.setLevel(logging.ERROR)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see `icecore_ingest.gateway`. Answers the exit code: 0 after SIGTERM, 2 for bad settings."""
+    parser = argparse.ArgumentParser(prog="python -m icecore_ingest.gateway", description="icecore's gateway")
+    parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="the port; 0 picks a free one")
+    parser.add_argument("--fd", type=int, help="a listening socket to use; the process ends when its stdin does")
+    parser.add_argument("--public-host", action="append", default=[], help="a name this server may be called by")
+    default = GatewaySettings()
+    parser.add_argument("--in-flight-bytes", type=int, default=default.in_flight_bytes)
+    parser.add_argument("--in-flight-bytes-per-key", type=int, default=default.in_flight_bytes_per_key)
+    given = parser.parse_args(arguments)
+    settings = GatewaySettings(
+        public_hosts=frozenset(name.lower() for name in given.public_host),
+        in_flight_bytes=given.in_flight_bytes,
+        in_flight_bytes_per_key=given.in_flight_bytes_per_key,
+    )
+    try:
+        if given.fd is None:
+            listener = listen(given.host, given.port)
+        else:
+            listener = socket.socket(fileno=given.fd)
+            end_with_parent()
+        listener.setblocking(False)  # noqa: FBT003 - the library's signature
+        (given.data / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(serve(given.data, listener, settings))
+    except IcecoreError as error:
+        say("cannot start", **error.body()["error"])
+        return 2
+    if code:
+        os._exit(code)  # nothing of a poisoned log is worth waiting for
+    return code
