@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 
 import orjson
 from rich.console import Console
@@ -23,13 +24,13 @@ def measure(names: list[str], scale: float, console: Console) -> list[Result]:
     return results
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; exit code 1 where a target is missed at full size."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="1.0 is the published size; 0.001 takes a minute")
     parser.add_argument("--only", nargs="*", choices=MODULES, default=list(MODULES))
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     results = measure(args.only, args.scale, Console(stderr=True))
     if args.json:
         sys.stdout.buffer.write(orjson.dumps(as_json(results), option=orjson.OPT_INDENT_2) + b"\n")

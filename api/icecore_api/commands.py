@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from icecore.cli.output import json_option, print_json
 from icecore.errors import SettingsError
+from icecore_api.targets import Remote, Report, target
 
 DATA_DEFAULT = "~/.icecore/data"
 
@@ -85,3 +89,162 @@ def demo(data: Path | None, host: str, port: int, stay: bool | None) -> None:
 
     folder = data.expanduser().absolute() if data else Path(tempfile.mkdtemp(prefix="icecore-data-"))
     play(folder, host, port, stay=sys.stdout.isatty() if stay is None else stay)
+
+
+def _anywhere_option(function: Any) -> Any:
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=None,
+        help="A data folder, served or not; without it, the server at ICECORE_URL.",
+    )(function)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  icecore rebuild --verify
+  icecore rebuild --data ~/.icecore/data
+Exit code 1: the serving store did not say what the log says.
+"""
+)
+@_anywhere_option
+@click.option("--verify", is_flag=True, help="Only compare; switch nothing.")
+@json_option
+def rebuild(data: Path | None, verify: bool, as_json: bool) -> int:
+    """Fold the log into a new store from the first event, compare digests, and switch to it."""
+    with target(data) as where, progress_bar("rebuild") as report:
+        if isinstance(where, Remote):
+            found = where.run("rebuild", {"verify": verify}, report)
+        else:
+            found = asyncio.run(_rebuild_folder(where.data, report, verify=verify))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(
+            f"{found['records']:,} records, {found['points']:,} points in {found['seconds']:.1f} s "
+            f"({found['points_per_second'] / 1e6:.2f} M points/s)"
+        )
+        click.echo(f"digest {found['digest']}")
+        for table in found["differing"]:
+            click.echo(f"differs: {table['table']}: serving {table['serving']}, rebuilt {table['rebuilt']}", err=True)
+        if found["trouble"]:
+            click.echo(f"nothing to compare with: {found['trouble']}", err=True)
+        click.echo("the same as the serving store" if found["matches"] else "not the same as the serving store")
+        click.echo("switched to the new store" if found["switched"] else "nothing was switched")
+    return int(bool(found["differing"]))
+
+
+async def _rebuild_folder(data: Path, report: Report, *, verify: bool) -> dict[str, Any]:
+    from icecore_ingest.logs.sqlite import SQLiteLog
+    from icecore_projections.rebuild import rebuild as fold_anew
+
+    log = SQLiteLog.open(data / "log", readonly=True)
+    try:
+        found = await fold_anew(log, data / "store", verify=verify, progress=lambda p: report(p.as_json()))
+        return found.as_json()
+    finally:
+        await log.close()
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  icecore fsck
+  icecore fsck --data ~/.icecore/data --json
+Exit code 1: something is wrong; each finding says what, where, and what to do next.
+"""
+)
+@_anywhere_option
+@json_option
+def fsck(data: Path | None, as_json: bool) -> int:
+    """Check every record, offset and table, and this user's spools. Changes nothing."""
+    with target(data) as where, progress_bar("fsck") as report:
+        if isinstance(where, Remote):
+            found = where.run("fsck", {}, report)
+        else:
+            from icecore_api.checks import check_folder
+
+            found = asyncio.run(check_folder(where.data, report)).as_json()
+    if as_json:
+        print_json(found)
+    else:
+        for step in found["checked"]:
+            mark = "ok" if step["ok"] else "WRONG"
+            click.echo(f"{mark:6}{step['what']}: {step['number']:,} {step['unit']} in {step['seconds']:.1f} s")
+        for finding in found["findings"]:
+            click.echo(f"{finding['severity']}: {finding['what']} at {finding['where']}", err=True)
+            click.echo(f"    expected {finding['expected']}, found {finding['found']}", err=True)
+            if finding["next"]:
+                click.echo(f"    next: {finding['next']}", err=True)
+    return int(not found["ok"])
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  icecore dead-letters
+  icecore dead-letters --replay --json
+"""
+)
+@click.option("--replay", is_flag=True, help="Try them again through the same folds.")
+@json_option
+def dead_letters(replay: bool, as_json: bool) -> int:
+    """List records that could not be folded, with their positions and reasons."""
+    with target(None) as where:
+        assert isinstance(where, Remote)
+        found = where.client.ask("POST", "dead-letters/replay") if replay else where.client.ask("GET", "dead-letters")
+    if as_json:
+        print_json(found)
+    elif replay:
+        click.echo(f"tried {found['tried']}, folded {found['folded']}")
+    else:
+        from icecore.cli.output import table, terminal
+
+        rows = [
+            [f"{d['stream']}:{d['part']}:{d['off']}", d["type"], d["key"], d["reason"]] for d in found["dead_letters"]
+        ]
+        terminal().print(table(["position", "type", "key", "reason"], rows))
+    return 0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  icecore bench
+  icecore bench --scale 0.05 --json
+"""
+)
+@click.option("--scale", default=0.1, show_default=True, help="1.0 is the size of docs/performance.md.")
+@json_option
+def bench(scale: float, as_json: bool) -> int:
+    """Measure this machine: what icecore takes, keeps and answers here (needs the source checkout)."""
+    try:
+        from benchmarks.__main__ import main as measure
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "expected to be in icecore's source checkout, where benchmarks/ is",
+            hint="clone it, then: make bench",
+        ) from error
+    return measure(["--scale", str(scale), *(["--json"] if as_json else [])])
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Report]:
+    """A progress bar on stderr, on a terminal only."""
+    from rich.progress import Progress
+
+    from icecore.cli.output import terminal
+
+    console = terminal(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=None)
+
+        def report(told: Mapping[str, Any]) -> None:
+            stage = told.get("stage") or told.get("step") or ""
+            rate = f" {told['rate']:,.0f} records/s" if told.get("rate") else ""
+            progress.update(
+                bar, description=f"{what}: {stage}{rate}", completed=told["done"], total=told["total"] or None
+            )
+
+        yield report

@@ -91,6 +91,10 @@ class Lock:
         self._file.write(json.dumps(holder))
         self._file.flush()
 
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._file.close()
+
 
 def prepare(data: Path) -> None:
     """Make the data folder, readable by its owner only.
