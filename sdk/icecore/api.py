@@ -14,8 +14,8 @@ from typing import Any, Final, overload
 from urllib.parse import quote
 
 from icecore.errors import UsageError
-from icecore.history import Row, finite_or_float, frame, stream_rows, thin, want_frame
 from icecore.http import JsonClient
+from icecore.readout import Block, Row, as_dicts, finite_or_float, frame, stream_blocks, thin, want_frame
 from icecore.settings import Settings, load_credentials
 
 CHANGEABLE: Final = ("name", "notes", "group", "job_type", "tags")
@@ -178,8 +178,8 @@ class Runs(Sequence["Run"]):
     def __getitem__(self, index: slice) -> list[Run]: ...
     def __getitem__(self, index: int | slice) -> Run | list[Run]:
         if isinstance(index, slice):
-            forward = index.stop is not None and index.stop >= 0 and (index.start or 0) >= 0
-            self._reach(index.stop - 1 if forward else None)
+            stop = index.stop
+            self._reach(stop - 1 if stop is not None and stop > 0 and (index.start or 0) >= 0 else None)
             return self._runs[index]
         self._reach(index if index >= 0 else None)
         return self._runs[index]
@@ -243,7 +243,6 @@ class Run:
 
     def _take(self, doc: Mapping[str, Any]) -> None:
         self._doc = dict(doc)
-        self._address = _address(doc["entity"], doc["project"], doc["id"])
         for field in CHANGEABLE:
             setattr(self, field, copy.copy(doc.get(field)) or ([] if field == "tags" else ""))
         self._config: dict[str, Any] = finite_or_float(doc.get("config") or {})
@@ -274,6 +273,11 @@ class Run:
     def path(self) -> str:
         """`entity/project/run_id`."""
         return f"{self.entity}/{self.project}/{self.id}"
+
+    @property
+    def api_path(self) -> str:
+        """Where the API has it, below `/api/v1/`."""
+        return _address(self.entity, self.project, self.id)
 
     @property
     def state(self) -> str:
@@ -315,7 +319,7 @@ class Run:
     def metadata(self) -> dict[str, Any]:
         """Git, command, host, Python, packages and hardware, as captured."""
         if "metadata" not in self._doc:
-            self._doc = {**self._doc, **self._client.ask("GET", self._address)}
+            self._doc = {**self._doc, **self._client.ask("GET", self.api_path)}
         return dict(self._doc.get("metadata") or {})
 
     @property
@@ -356,15 +360,18 @@ class Run:
         if samples is not None and samples < 1:
             raise UsageError(f"expected samples of at least 1, or None for every row, got {samples}")
         as_frame = want_frame(pandas)
-        asked = list(keys) if keys is not None else None
-        wanted = [*asked, x_axis] if asked is not None and not x_axis.startswith("_") else asked
-        rows = list(self._rows(wanted, stream=stream))
-        if x_axis != "_step":
-            rows = sorted((row for row in rows if row.get(x_axis) is not None), key=lambda row: row[x_axis])
-        rows = thin(rows, samples)
-        if as_frame:
-            return frame(rows, list(dict.fromkeys(wanted)) if wanted is not None else None)
-        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+        wanted = None if keys is None else [*keys, *([] if x_axis.startswith("_") else [x_axis])]
+        by_step = x_axis == "_step"
+        columns: list[str] = []
+        rows: list[list[Any]] = []
+        for block in self.blocks(wanted, stream=stream, samples=samples if by_step else None):
+            columns = block.columns
+            rows += block.rows
+        if not by_step:
+            at = columns.index(x_axis) if x_axis in columns else -1
+            rows = sorted((row for row in rows if at >= 0 and row[at] is not None), key=lambda row: row[at])
+        found = Block(columns, thin(rows, samples))
+        return frame(found, wanted) if as_frame else list(as_dicts([found]))
 
     def scan_history(
         self,
@@ -384,27 +391,28 @@ class Run:
         if page_size < 1:
             raise UsageError(f"expected page_size of at least 1, got {page_size}")
         last = None if max_step is None else max_step - 1
-        for row in self._rows(keys, min_step=min_step, max_step=last):
-            if keys is None:
-                yield {name: value for name, value in row.items() if value is not None}
-            else:
-                yield {**dict.fromkeys(keys), **row}
+        missing = dict.fromkeys(keys or ())
+        for row in as_dicts(self.blocks(keys, min_step=min_step, max_step=last)):
+            yield {**missing, **row}
 
-    def _rows(self, keys: Sequence[str] | None, stream: str = "default", **bounds: int | None) -> Iterator[Row]:
+    def blocks(
+        self, keys: Sequence[str] | None = None, stream: str = "default", **bounds: int | None
+    ) -> Iterator[Block]:
+        """The history as the server streams it. `bounds`: `min_step`, `max_step` (inclusive), `samples`."""
         if stream not in {"default", "system"}:
             raise UsageError(f"expected the stream default or system, got {stream!r}")
         if isinstance(keys, str):
             raise UsageError(f"expected keys as a list, got the text {keys!r}", hint=f"keys=[{keys!r}]")
         kind = "system" if stream == "system" else None
-        query = {"keys": None if keys is None else list(keys), "kind": kind, **bounds}
-        return stream_rows(self._client, f"{self._address}/history", query)
+        text = None if keys is None else ",".join(keys)
+        return stream_blocks(self._client, f"{self.api_path}/history", {"keys": text, "kind": kind, **bounds})
 
     # ---- changes
 
     def load(self, force: bool = False) -> Run:
         """Read it again; without `force` only what a listing left out."""
         if force or "metadata" not in self._doc:
-            self._take(self._client.ask("GET", self._address))
+            self._take(self._client.ask("GET", self.api_path))
         return self
 
     def update(self) -> None:
@@ -420,21 +428,21 @@ class Run:
         changes |= _difference("config", self._config, self.config)
         changes |= _difference("summary", self._summary, dict(self.summary))
         if changes:
-            self._take(self._client.ask("PATCH", self._address, body=changes))
+            self._take(self._client.ask("PATCH", self.api_path, body=changes))
 
     def _send_summary(self) -> None:
         changes = _difference("summary", self._summary, dict(self.summary))
         if changes:
-            self._client.ask("PATCH", self._address, body=changes)
+            self._client.ask("PATCH", self.api_path, body=changes)
             self._summary = copy.deepcopy(dict(self.summary))
 
     def delete(self) -> None:
         """Hide it from every listing; `restore` brings it back."""
-        self._client.ask("DELETE", self._address)
+        self._client.ask("DELETE", self.api_path)
 
     def restore(self) -> None:
         """Bring it back after `delete`."""
-        self._client.ask("POST", f"{self._address}/restore")
+        self._client.ask("POST", f"{self.api_path}/restore")
 
     def __repr__(self) -> str:
         return f"<Run {self.path} ({self.state})>"

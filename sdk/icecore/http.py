@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -92,6 +93,22 @@ class JsonClient:
             response.drain_conn() if _is_short(response) else response.close()
             response.release_conn()
 
+    def chunks(self, response: urllib3.BaseHTTPResponse, size: int) -> Iterator[bytes]:
+        """The body of a streamed answer as it comes.
+
+        Raises:
+            ServerUnreachable: it ended early.
+        """
+        import urllib3
+
+        try:
+            yield from response.stream(size, decode_content=True)
+        except urllib3.exceptions.HTTPError as error:
+            raise ServerUnreachable(
+                f"expected a whole answer from {self.url}, got its beginning: {error}",
+                hint="ask again; the server may have been restarted",
+            ) from error
+
     def _patiently(
         self, method: str, path: str, query: Mapping[str, Any], body: Any, accept: str
     ) -> urllib3.BaseHTTPResponse:
@@ -155,10 +172,11 @@ class JsonClient:
 
 def unreachable(url: str, cause: Exception) -> ServerUnreachable:
     """The error for a server that does not answer."""
-    reason = type(getattr(cause, "reason", None) or cause).__name__
+    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(cause))
+    reason = found[1].lower() if found else type(cause).__name__
     return ServerUnreachable(
         f"expected an icecore server at {url}, got {reason}",
-        hint="start one with `icecore up`, or say where yours is with ICECORE_URL or `icecore login --url URL`",
+        hint="start one with `icecore up`, or say where yours is with ICECORE_URL",
         url=url,
     )
 

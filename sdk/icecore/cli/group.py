@@ -1,0 +1,96 @@
+"""The commands by name, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+from icecore.cli import EXIT_CODES
+from icecore.errors import UsageError
+
+CLIENT_COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "login": ("icecore.cli.session:login", "Save the API key of a server for this user."),
+    "status": ("icecore.cli.session:status", "Say how the server is: processes, log, lag."),
+    "runs": ("icecore.cli.runs:runs", "List the runs of a project, or the projects."),
+    "run": ("icecore.cli.runs:run", "Show one run."),
+    "history": ("icecore.cli.history:history", "Show a run's metrics, or write them to a file."),
+    "console": ("icecore.cli.runs:console", "Print what a run printed."),
+    "sync": ("icecore.cli.sync:sync", "Send what is waiting on this machine."),
+    "log": ("icecore.cli.log:log", "Look at the events themselves."),
+}
+
+SERVER_COMMANDS: Final[dict[str, str]] = {
+    "up": "Serve a data folder until Ctrl-C.",
+    "demo": "Start a server, train real models, look at them.",
+    "rebuild": "Fold the log anew and compare or switch.",
+    "fsck": "Check every record, offset and table.",
+    "dead-letters": "List or replay records that could not be folded.",
+    "bench": "Measure this machine.",
+}
+"""Found by entry points of the group `icecore.commands`, so that the client never imports the server."""
+
+HEADINGS: Final[dict[str, dict[str, str]]] = {
+    "Client": {name: said for name, (_, said) in CLIENT_COMMANDS.items()},
+    "Server": SERVER_COMMANDS,
+}
+
+
+class Commands(click.Group):
+    """A group that knows its commands' names and imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Every name, in the order people meet them."""
+        return [*SERVER_COMMANDS, *CLIENT_COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command, imported now."""
+        if cmd_name in CLIENT_COMMANDS:
+            module, _, name = CLIENT_COMMANDS[cmd_name][0].partition(":")
+            return _as_command(getattr(importlib.import_module(module), name))
+        return server_command(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The names and a line each, without importing them."""
+        for heading, commands in HEADINGS.items():
+            with formatter.section(f"{heading} commands"):
+                formatter.write_dl(list(commands.items()))
+
+
+def server_command(name: str) -> click.Command | None:
+    """A server's command; None where the name is nobody's.
+
+    Raises:
+        UsageError: the server is not installed.
+    """
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="icecore.commands", name=name):
+        return _as_command(entry.load())
+    if name in SERVER_COMMANDS:
+        raise UsageError(
+            f"`icecore {name}` needs the server, which is not installed", hint="pip install 'icecore[server]'"
+        )
+    return None
+
+
+def _as_command(found: object) -> click.Command:
+    if not isinstance(found, click.Command):
+        raise TypeError(f"expected a click.Command, got {found!r}")
+    return found
+
+
+def _exit_codes() -> str:
+    rows = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    return f"\b\nExit codes:\n{rows}"
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"{_exit_codes()}\n\n\b\nExamples:\n  icecore up\n  icecore runs\n  icecore history E/P/RUN --out h.parquet",
+)
+@click.version_option(package_name="icecore", message="icecore %(version)s")
+def cli() -> None:
+    """icecore: runs, metrics and models, in which everything is an immutable event."""
