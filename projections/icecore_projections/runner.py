@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+import duckdb
 import pyarrow as pa
 
 from icecore.codec import decode_event
-from icecore.errors import LogError, StoreDamaged, StoreError, StoreFull
+from icecore.errors import StoreDamaged, StoreError
 from icecore.log import Batch, EventLog, StoredRecord
-from icecore.position import Place
+from icecore.position import Place, Token
 from icecore_projections.dedupe import Dedupe
 from icecore_projections.folds import Applied, Changes, Rows
 from icecore_projections.poison import Dead, Guard, PoisonDominatesError, said, sift
@@ -37,23 +38,20 @@ IDLE_S: Final = 3.0
 BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries after an unexpected failure; the last one goes on."""
 
-State = Literal["running", "halted", "waiting"]
-Skipped: TypeAlias = "Counter[tuple[Place, str, int]]"
+State = Literal["running", "waiting", "halted"]
+Skipped: TypeAlias = "Counter[tuple[str, int]]"
 
 
 @dataclass(slots=True)
 class Status:
-    """What the runner is doing, for `icecore status`."""
+    """What the runner is doing, for `icecore status`. Counts are since the start."""
 
     state: State = "running"
     """`waiting` is for something to get better (a full disk, a log that cannot be read); `halted` for a person."""
     reason: str = ""
     records: int = 0
-    """Read since the start."""
     duplicates: int = 0
-    """Dropped since the start."""
     dead: int = 0
-    """Set aside since the start."""
 
 
 @dataclass(slots=True)
@@ -67,6 +65,7 @@ class Decoded:
     events: list[Applied] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Counter)
+    """By type and version."""
 
 
 class Runner:
@@ -75,90 +74,249 @@ class Runner:
     Args:
         log: where records come from.
         store: where rows go; its token says where to read on.
-        folds: one for each stream, or the ones of this release.
-        sleep: how to wait between tries.
+        folds: one for each stream; the ones of this release where none are given.
+        records: most records of a batch.
+        size: about most bytes of payload of a batch.
+        idle_s: seconds without news after which hot tables are compacted.
+        backoff_s: waits between tries after a failure; the last one goes on.
     """
 
     def __init__(
         self,
         log: EventLog,
         store: Store,
-        folds: Iterable[StreamFold] | None = None,
+        folds: Iterable[StreamFold] = (),
         *,
-        sleep: Callable[[float], Any] = asyncio.sleep,
         records: int = RECORDS,
         size: int = BYTES,
+        idle_s: float = IDLE_S,
+        backoff_s: Sequence[float] = BACKOFF_S,
     ) -> None:
         self.log = log
         self.store = store
         self.status = Status()
-        self._folds = {fold.stream: fold for fold in (folds or (RunsFold(), MetricsFold()))}
+        self._folds = {fold.stream: fold for fold in (tuple(folds) or (RunsFold(), MetricsFold()))}
         self._dedupe = Dedupe()
         self._guard = Guard()
-        self._sleep = sleep
-        self._records = records
+        self._records = self._records_most = records
         self._size = size
+        self._idle_s = idle_s
+        self._backoff_s = backoff_s
         self._places = [Place(stream, n) for stream, count in sorted(log.partitions.items()) for n in range(count)]
+        self._ahead: asyncio.Task[list[Decoded]] | None = None
+        self._resumed = asyncio.Event()
 
     @property
     def state(self) -> State:
         """Running, waiting for something to get better, or halted for a person to look."""
         return self.status.state
 
+    # ------------------------------------------------------------------------------------------------- one step
+
     async def step(self) -> bool:
         """Fold one batch of each partition that has news; False where nothing has.
+
+        While it is committed the next one is read and decoded.
 
         Raises:
             PoisonDominatesError: too many records cannot be folded; nothing of the batch is committed.
             LogError, StoreError: nothing of the batch is committed; call `recover` before the next step.
         """
-        batches = await self._read()
+        ahead, self._ahead = self._ahead, None
+        batches = await ahead if ahead else []
+        batches = batches or await self._read(self.store.token())
         if not batches:
             return False
-        await asyncio.to_thread(self._fold, batches)
+        after = self.store.token().merge(Token({batch.place: batch.next_offset for batch in batches}))
+        self._ahead = asyncio.create_task(self._read(after))
+        try:
+            await asyncio.to_thread(self._fold, batches)
+        except BaseException:
+            await self._drop_ahead()
+            raise
         return True
 
-    async def _read(self) -> list[Batch]:
-        token = self.store.token()
+    async def catch_up(self) -> Token:
+        """Step until there is no news; what is folded then."""
+        while await self.step():
+            pass
+        return self.store.token()
+
+    async def recover(self) -> None:
+        """After a failed step: forget what is in memory and open the store anew.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        await self._drop_ahead()
+        self._forget()
+        await asyncio.to_thread(self.store.reopen)
+
+    async def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    def _forget(self) -> None:
+        self._dedupe.forget()
+        for fold in self._folds.values():
+            fold.forget()
+
+    async def _read(self, token: Token) -> list[Decoded]:
         end = await self.log.end()
         batches = [
             await self.log.read(place, token.next_offset(place), records=self._records, size=self._size)
             for place in self._places
             if end.next_offset(place) > token.next_offset(place)
         ]
-        return [batch for batch in batches if batch.records]
+        return await asyncio.to_thread(lambda: [decode(batch) for batch in batches if batch.records])
 
-    def _fold(self, batches: Sequence[Batch]) -> None:
-        parts: list[Changes] = []
-        offsets: dict[Place, tuple[int, int]] = {}
-        for batch in batches:
-            decoded = decode(batch)
-            parts.append(self._fold_place(decoded))
-            offsets[batch.place] = (decoded.next_offset, decoded.ts_server)
-            self.status.records += len(batch.records)
-        self.store.commit(Changes.merged(parts), offsets)
+    def _fold(self, batches: Sequence[Decoded]) -> None:
+        try:
+            changes = Changes.merged([self._fold_place(batch) for batch in batches])
+            self.store.commit(changes, {batch.place: (batch.next_offset, batch.ts_server) for batch in batches})
+        except BaseException:
+            self._forget()  # the states have moved on, the store has not
+            raise
+        self.status.records += sum(len(batch.records) for batch in batches)
 
-    def _fold_place(self, decoded: Decoded) -> Changes:
-        place, fold = decoded.place, self._folds[decoded.place.stream]
+    def _fold_place(self, batch: Decoded) -> Changes:
+        place, fold = batch.place, self._folds[batch.place.stream]
         with self.store.reading() as con:
-            kept, producers = self._dedupe.fresh(con, place, decoded.records)
-            fresh = {record.position.offset for record in kept}
-            events = [e for e in decoded.events if e.position.offset in fresh and e.event.TYPE in fold.types]
+            kept, producers = self._dedupe.fresh(con, place, batch.records)
+            fresh = {record.position.offset: record for record in kept}
+            events = [e for e in batch.events if e.position.offset in fresh and e.event.TYPE in fold.types]
             fold.load(con, events)
+            skipped = _skipped_rows(con, place, batch.skipped)
         folded, bad = sift(lambda part: fold.fold(place, part), events)
-        dead = [letter for letter in decoded.dead if letter.record.position.offset in fresh]
-        by_offset = {record.position.offset: record for record in kept}
-        dead += [Dead(by_offset[offset], reason) for offset, reason in bad.items()]
+        dead = [letter for letter in batch.dead if letter.record.position.offset in fresh]
+        dead += [Dead(fresh[offset], reason) for offset, reason in bad.items()]
         died = {letter.record.position.offset for letter in dead}
-        self._guard.check([record.position.offset in died for record in kept], dead[-1].reason if dead else "")
+        self._guard.check([offset in died for offset in fresh], dead[-1].reason if dead else "")
         fold.advance(folded)
-        self.status.duplicates += len(decoded.records) - len(kept)
+        self.status.duplicates += len(batch.records) - len(kept)
         self.status.dead += len(dead)
         own = Changes(
-            append={"dead_letters": [_dead_rows(dead)]} if dead else {},
-            replace={"producers": [Rows(("stream", "part", "producer"), producers)]},
+            append={"dead_letters": [dead_rows(dead)]} if dead else {},
+            replace={"producers": [Rows(("stream", "part", "producer"), producers)], **skipped},
         )
         return Changes.merged([folded.changes, own, _rejected(folded.rejected)])
+
+    # ------------------------------------------------------------------------------------------------- for ever
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Fold until `stop` is set. Failures are waited out; the position is never lost.
+
+        Raises:
+            StoreDamaged: the file cannot be read any more: set it aside and start over from the log.
+        """
+        failures = 0
+        while not stop.is_set():
+            try:
+                moved = await self.step()
+                self._is("running")
+                failures, self._records = 0, self._records_most
+                if not moved and not await self._news(stop) and not stop.is_set():
+                    await self._idle()
+            except PoisonDominatesError as error:
+                self._is("halted", str(error))
+                await _first_of(stop.wait(), self._resumed.wait())
+            except StoreDamaged as error:
+                self._is("halted", str(error))
+                raise
+            except Exception as error:
+                # a disk that is full, a log that cannot be read, a bug: nothing is lost by trying again, in
+                # smaller batches in case memory was the reason
+                self._is("waiting", said(error))
+                await _first_of(stop.wait(), asyncio.sleep(self._backoff_s[min(failures, len(self._backoff_s) - 1)]))
+                failures, self._records = failures + 1, max(1, self._records // 2)
+                await self._try_recover()
+        await self._drop_ahead()
+
+    def resume(self) -> None:
+        """Go on after a halt, with the count of dead records at zero."""
+        self._guard.forgive()
+        self._resumed.set()
+
+    async def _try_recover(self) -> None:
+        try:
+            await self.recover()
+        except StoreDamaged:
+            raise
+        except StoreError as error:
+            self._is("waiting", said(error))
+
+    def _is(self, state: State, reason: str = "") -> None:
+        if state != self.status.state or reason != self.status.reason:
+            log.log(logging.INFO if state == "running" else logging.WARNING, "folding is %s %s", state, reason)
+        self.status.state, self.status.reason = state, reason
+        self._resumed.clear()
+
+    async def _news(self, stop: asyncio.Event) -> bool:
+        """Wait for records, for a while; whether there are some."""
+        token = self.store.token()
+        await _first_of(stop.wait(), self.log.wait(token, self._idle_s))
+        return not token.covers(await self.log.end())
+
+    async def _idle(self) -> None:
+        await asyncio.to_thread(self.store.tidy)
+
+    # ------------------------------------------------------------------------------------------------- once more
+
+    async def replay_dead_letters(self) -> tuple[int, int]:
+        """Try the records set aside again, through the same code, each on its own.
+
+        A record is applied late: ties and sums may differ in the last bit from a rebuild, which puts it in its
+        place. Do not call while `run` or `step` is at work in another task.
+
+        Returns:
+            How many were applied now, and how many remain.
+        """
+        with self.store.reading() as con:
+            letters = con.execute("SELECT stream, part, off, attempts FROM dead_letters ORDER BY ALL").fetchall()
+        await self._drop_ahead()
+        applied = 0
+        for stream, part, off, attempts in letters:
+            batch = await self.log.read(Place(stream, part), off, records=1)
+            applied += await asyncio.to_thread(self._replay, decode(batch), attempts)
+        return applied, len(letters) - applied
+
+    def _replay(self, batch: Decoded, attempts: int) -> bool:
+        """Fold one dead record; it was counted as applied when it was set aside, so the offsets stay."""
+        fold = self._folds[batch.place.stream]
+        events = [event for event in batch.events if event.event.TYPE in fold.types]
+        with self.store.reading() as con:
+            fold.load(con, events)
+        folded, bad = sift(lambda part: fold.fold(batch.place, part), events)
+        reasons = [letter.reason for letter in batch.dead] + list(bad.values())
+        letters = dead_rows([Dead(batch.records[0], reason, attempts + 1) for reason in reasons])
+        key = ("stream", "part", "off")
+        if reasons:
+            changes = Changes(replace={"dead_letters": [Rows(key, letters)]})
+        else:
+            gone = dead_rows([Dead(batch.records[0], "")])
+            changes = Changes.merged(
+                [folded.changes, Changes(delete={"dead_letters": [Rows(key, gone)]}), _rejected(folded.rejected)]
+            )
+            fold.advance(folded)
+        try:
+            self.store.commit(changes, {})
+        except BaseException:
+            self._forget()
+            raise
+        return not reasons
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one is done, and let go of the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def decode(batch: Batch) -> Decoded:
@@ -173,13 +331,14 @@ def decode(batch: Batch) -> Decoded:
             decoded.dead.append(Dead(record, said(error)))
             continue
         if event is None:
-            decoded.skipped[batch.place, envelope.type, envelope.v] += 1
+            decoded.skipped[envelope.type, envelope.v] += 1
         else:
             decoded.events.append(Applied(record.position, envelope, record.key, event))
     return decoded
 
 
-def _dead_rows(dead: Sequence[Dead]) -> pa.Table:
+def dead_rows(dead: Sequence[Dead]) -> pa.Table:
+    """Rows of `dead_letters`."""
     records = [letter.record for letter in dead]
     return (
         _letters(records)
@@ -194,6 +353,27 @@ def _rejected(rejected: Sequence[tuple[Applied, str]]) -> Changes:
         return Changes()
     rows = _letters([applied for applied, _ in rejected])
     return Changes({"rejections": [rows.append_column("reason", pa.array([why for _, why in rejected], pa.string()))]})
+
+
+def _skipped_rows(con: duckdb.DuckDBPyConnection, place: Place, skipped: Skipped) -> dict[str, list[Rows]]:
+    """The counts of unknown events, with those of this batch added."""
+    if not skipped:
+        return {}
+    key = ("stream", "part", "type", "v")
+    found = con.execute(
+        "SELECT type, v, n FROM skipped WHERE stream = ? AND part = ?", [place.stream, place.partition]
+    ).fetchall()
+    before = {(kind, v): n for kind, v, n in found}
+    rows = pa.table(
+        {
+            "stream": pa.array([place.stream] * len(skipped), pa.string()),
+            "part": pa.array([place.partition] * len(skipped), pa.int32()),
+            "type": pa.array([kind for kind, _ in skipped], pa.string()),
+            "v": pa.array([v for _, v in skipped], pa.int32()),
+            "n": pa.array([n + before.get(name, 0) for name, n in skipped.items()], pa.int64()),
+        }
+    )
+    return {"skipped": [Rows(key, rows)]}
 
 
 def _letters(records: Sequence[StoredRecord | Applied]) -> pa.Table:

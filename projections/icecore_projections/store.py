@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from icecore.errors import StoreAhead, StoreDamaged, StoreError, StoreFull, Stor
 from icecore.position import Place, Token
 from icecore_projections import compaction
 from icecore_projections.folds import Changes
-from icecore_projections.schema import FORMAT, TABLES
+from icecore_projections.schema import FORMAT, INDEXES, TABLES
 
 CHECKPOINT_BYTES: Final = "256MB"
 """How large the write-ahead log may grow: small enough to be read again within a second or two after a kill."""
@@ -49,6 +49,7 @@ class Store:
         self._token = _read_token(con)
         self.hot = compaction.sizes(con)
         """Rows in each hot table."""
+        self._values_unsorted = 0
 
     @classmethod
     def open(
@@ -77,7 +78,7 @@ class Store:
             return cls(path, con, log_id, settings, readonly=readonly)
         except duckdb.Error as error:
             con.close()
-            raise told(error, path) from error
+            raise told(error, path, opening=True) from error
         except StoreError:
             con.close()
             raise
@@ -165,23 +166,33 @@ class Store:
             self._moved.notify_all()
         self._bell.ring()
 
-    def compact(self, least: int = compaction.IDLE_ROWS) -> bool:
+    def tidy(self) -> None:
+        """For quiet moments: compact what is worth it, and sort what has grown out of order."""
+        self.compact(compaction.IDLE_ROWS)
+        if self._values_unsorted >= compaction.UNSORTED_VALUES:
+            self._alone(compaction.resort_values)
+            self._values_unsorted = 0
+
+    def compact(self, least: int = 1) -> bool:
         """Move hot tables of at least `least` rows to the cold ones now; whether there was one."""
+        kinds = [kind for kind, rows in self.hot.items() if rows >= max(least, 1)]
+        for kind in kinds:
+            self._alone(lambda con, kind=kind: compaction.compact(con, kind))
+            self.hot[kind] = 0
+        return bool(kinds)
+
+    def _alone(self, work: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        """Do `work` in a transaction of its own, then a checkpoint."""
         with self._lock:
             try:
-                kinds = [kind for kind, rows in self.hot.items() if rows >= max(least, 1)]
-                if kinds:
-                    self._writer.begin()
-                    for kind in kinds:
-                        compaction.compact(self._writer, kind)
-                    self._writer.commit()
-                    self.hot.update(dict.fromkeys(kinds, 0))
-                    self._checkpoint()
+                self._writer.begin()
+                work(self._writer)
+                self._writer.commit()
+                self._checkpoint()
             except duckdb.Error as error:
                 with contextlib.suppress(duckdb.Error):
                     self._writer.rollback()
                 raise told(error, self.path) from error
-        return bool(kinds)
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file."""
@@ -218,7 +229,7 @@ class Store:
                 self._token = _read_token(self._con)
                 self.hot = compaction.sizes(self._con)
             except duckdb.Error as error:
-                raise told(error, self.path) from error
+                raise told(error, self.path, opening=True) from error
 
     def close(self) -> None:
         """Let go of the file; what was committed is safe without it."""
@@ -253,6 +264,7 @@ class Store:
         self._put_offsets(offsets)
         self._writer.commit()
         self.hot = hot
+        self._values_unsorted += sum(rows.num_rows for rows in changes.append.get("run_values", ()))
         if full:
             self._checkpoint()
 
@@ -301,7 +313,7 @@ def _connect(path: Path, settings: Mapping[str, Any], *, readonly: bool) -> duck
         try:
             return duckdb.connect(path, read_only=readonly, config=dict(settings))
         except duckdb.Error as error:
-            reason = told(error, path)
+            reason = told(error, path, opening=True)
             if not isinstance(reason, StoreLocked) or time.monotonic() > deadline:
                 raise reason from error
             time.sleep(0.05)
@@ -314,6 +326,8 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, log_id: str, *, readonl
         con.begin()
         for name, columns in TABLES.items():
             con.execute(f"CREATE TABLE {name} ({columns})")
+        for name, columns in INDEXES.items():
+            con.execute(f"CREATE INDEX {name} ON {columns}")
         con.execute("INSERT INTO meta VALUES ('format', ?), ('log_id', ?)", [str(FORMAT), log_id])
         con.commit()
         return
@@ -338,8 +352,8 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, log_id: str, *, readonl
         )
 
 
-def told(error: Exception, path: Path) -> StoreError:
-    """What a DuckDB error means for the store."""
+def told(error: Exception, path: Path, *, opening: bool = False) -> StoreError:
+    """What a DuckDB error means for the store; while opening, what is not otherwise known is damage."""
     text = str(error)
     low = text.lower()
     if "could not set lock" in low or "conflicting lock" in low or "already open" in low:
@@ -358,7 +372,9 @@ def told(error: Exception, path: Path) -> StoreError:
         )
     if isinstance(error, duckdb.OutOfMemoryException):
         return StoreError(f"expected the batch to fit in memory, got: {text[:300]}", hint="free some memory")
-    if any(mark in low for mark in _DAMAGE) or isinstance(error, duckdb.SerializationException):
+    if any(mark in low for mark in _REFUSED):
+        return StoreError(f"expected to read and write {path}, got: {text[:300]}", hint="check the folder's rights")
+    if opening or any(mark in low for mark in _DAMAGE):
         return StoreDamaged(
             f"expected a readable store, got: {text[:300]} ({path})",
             hint="it is set aside, and the store is rebuilt from the log",
@@ -366,12 +382,5 @@ def told(error: Exception, path: Path) -> StoreError:
     return StoreError(f"expected {path} to take the batch, got {type(error).__name__}: {text[:300]}")
 
 
-_DAMAGE: Final = (
-    "corrupt",
-    "checksum",
-    "not a valid duckdb database",
-    "failure while replaying wal",
-    "deserialize",
-    "failed to load metadata",
-    "internal error",
-)
+_DAMAGE: Final = ("corrupt", "checksum")
+_REFUSED: Final = ("permission denied", "read-only", "too many open files", "input/output error", "is a directory")

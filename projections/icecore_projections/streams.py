@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import duckdb
+import orjson
 import pyarrow as pa
 
 from icecore.position import LEDGER, METRICS, Place
@@ -232,5 +233,10 @@ def _current(rows: Iterable[runs.RunRow]) -> pa.Table:
             **{name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _CURRENT.items()},
             "username": pa.array([row.user for row in rows], pa.string()),
             "doc": pa.array([row.to_doc() for row in rows], pa.string()),
+            "metrics": pa.array([_json(row.metrics) if row.metrics else None for row in rows], pa.string()),
         }
     )
+
+
+def _json(tree: Mapping[str, object]) -> str:
+    return orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode()

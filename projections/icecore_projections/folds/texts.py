@@ -38,7 +38,7 @@ class Texts:
     def add(
         self,
         columns: Mapping[str, Sequence[Any]],
-        kind: type[str] | type[bool],
+        kind: type[str | bool],
         block: Mapping[str, Any],
         steps: Sequence[int],
         off: int,
