@@ -53,17 +53,19 @@ class Digest:
         return sorted(name for name in names if self.tables.get(name) != other.tables.get(name))
 
 
-def digest(cursor: duckdb.DuckDBPyConnection, progress: Callable[[str], None] | None = None) -> Digest:
+def digest(
+    cursor: duckdb.DuckDBPyConnection, progress: Callable[[str], None] | None = None, *, begun: bool = False
+) -> Digest:
     """The digest of a store as one transaction sees it: writers go on meanwhile.
 
     Args:
-        cursor: a cursor of its own on the store, in a transaction already or in none.
+        cursor: a cursor of its own on the store.
         progress: told the name of each table before it is read.
+        begun: the cursor is in a transaction already, which is to be seen and left as it is.
     """
-    try:
-        cursor.begin()
-    except duckdb.TransactionException:
+    if begun:
         return _digest(cursor, progress)
+    cursor.begin()
     try:
         return _digest(cursor, progress)
     finally:
