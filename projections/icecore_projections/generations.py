@@ -1,132 +1,161 @@
-"""The folder of the store: one generation in use, named by `CURRENT`; those that cannot be used are set aside."""
+"""The store's folder: which file serves, which one is being built, which ones may go.
+
+CURRENT                 the name of the serving file, written by rename: a kill leaves the old name or the new
+NNNNNN.duckdb           generations; all but the serving one are left-overs of a kill or a switch
+REBUILD                 flock of whoever builds a new generation
+damaged-TIME-N/         files set aside because they could not be opened
+"""
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import fcntl
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from icecore.errors import StoreDamaged, StoreTooNew
+from icecore.errors import StoreDamaged, StoreLocked, StoreTooNew
 from icecore_projections.store import Store
 
-log = logging.getLogger(__name__)
-
-CURRENT: Final = "CURRENT"
-SUFFIX: Final = ".duckdb"
-DAMAGED_KEPT: Final = 3
-"""Stores set aside that are kept to be looked at; older ones are removed."""
+_NAME: Final = re.compile(r"(\d{6,})\.duckdb")
+_DAMAGED_KEPT: Final = 3
+"""Folders of damaged stores kept for a person to look at: a disk that rots must not be filled by them as well."""
 
 
-class Opened(NamedTuple):
-    """A store ready for the runner, and what a person should know about how it came to be."""
+def current(folder: Path) -> Path | None:
+    """The serving file; None where there is none yet, or its name or the file is lost."""
+    try:
+        name = (folder / "CURRENT").read_text("ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    path = folder / name
+    return path if _NAME.fullmatch(name) and path.is_file() else None
 
-    store: Store
-    notice: str
-    """Empty where all is as it was left."""
+
+def fresh(folder: Path) -> Path:
+    """The path of a new generation: above every one there is, so a name is never used twice."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    numbers = [int(found[1]) for path in folder.iterdir() if (found := _NAME.match(path.name))]
+    return folder / f"{max(numbers, default=0) + 1:06d}.duckdb"
 
 
-class Stores:
-    """The store folder `DATA/store`.
+def switch(folder: Path, path: Path) -> None:
+    """Make `path`, which is closed and whole on disk, the serving file from the next open on."""
+    draft = folder / "CURRENT.new"
+    with draft.open("w", encoding="ascii") as file:
+        file.write(path.name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / "CURRENT")
+    _sync(folder)
+
+
+def clean(folder: Path) -> list[str]:
+    """Remove what no open store needs: generations other than the serving one, unless one is being built.
+
+    Returns:
+        The names of the files removed.
+    """
+    try:
+        with building(folder):
+            return _clean(folder)
+    except StoreLocked:
+        return []
+
+
+def _clean(folder: Path) -> list[str]:
+    serving = current(folder)
+    removed = []
+    for path in sorted(folder.iterdir()):
+        found = _NAME.match(path.name)
+        if found and (serving is None or found[0] != serving.name):
+            discard(path)
+            removed.append(path.name)
+    (folder / "CURRENT.new").unlink(missing_ok=True)
+    return removed
+
+
+def discard(path: Path) -> None:
+    """Remove a store's file or what lies beside it: its write-ahead log, its spilled sorts."""
+    for name in (path, path.with_name(path.name + ".wal"), path.with_name(path.name + ".tmp")):
+        if name.is_dir():
+            shutil.rmtree(name, ignore_errors=True)
+        else:
+            name.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Hold the right to build or remove generations; it ends with the process, however that ends.
+
+    Raises:
+        StoreLocked: another process or task holds it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(folder / "REBUILD", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreLocked(
+                f"expected no other rebuild in {folder}, got one that is under way", hint="wait for it, or stop it"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def set_aside(folder: Path, path: Path) -> Path:
+    """Move a store that cannot be opened into a folder of its own, and let go of the oldest such folders."""
+    stem = f"damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{path.stem}"
+    aside = folder / stem
+    aside.mkdir(mode=0o700, exist_ok=True)
+    for name in (path.name, path.name + ".wal"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).replace(aside / name)
+    _sync(folder)
+    for old in sorted(folder.glob("damaged-*"))[:-_DAMAGED_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return aside
+
+
+def open_current(folder: Path, *, log_id: str, say: Callable[[str], None] = lambda _: None) -> Store:
+    """Open the serving store for folding; where it cannot be read, set it aside and begin a new one.
+
+    The new one is empty: the runner folds the log into it from the first event on.
 
     Args:
-        folder: made where it is missing.
-        settings: what `Store.open` takes: `memory_limit`, `threads`.
+        folder: DATA/store.
+        log_id: the log that is folded.
+        say: told a sentence when a store was set aside.
+
+    Raises:
+        StoreLocked, StoreAhead, StoreFull: see `Store.open`; the store stays where it is.
     """
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.folder = folder
-        self._settings: Mapping[str, Any] = settings
-
-    def current(self) -> Path | None:
-        """The file in use; None where there is none yet."""
+    path = current(folder)
+    if path is not None:
         try:
-            name = (self.folder / CURRENT).read_text().strip()
-        except FileNotFoundError:
-            return None
-        path = self.folder / name
-        return path if path.parent == self.folder and path.suffix == SUFFIX and path.is_file() else None
-
-    def open(self, log_id: str) -> Opened:
-        """Open the generation in use. One that is damaged or too new is set aside, and an empty one takes its place.
-
-        Raises:
-            StoreLocked: another process holds it.
-            StoreAhead: it is of another log.
-            StoreError: the folder cannot be used.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.current()
-        if path is None:
-            return Opened(self.begin(log_id), "")
-        try:
-            return Opened(Store.open(path, log_id=log_id, **self._settings), "")
+            store = Store.open(path, log_id=log_id)
         except (StoreDamaged, StoreTooNew) as error:
-            return Opened(*self.replace(path, log_id, error.message))
+            aside = set_aside(folder, path)
+            say(f"{error.message}. It was set aside in {aside}, and is rebuilt from the log")
+        else:
+            clean(folder)
+            return store
+    made = fresh(folder)
+    store = Store.open(made, log_id=log_id)
+    switch(folder, made)
+    clean(folder)
+    return store
 
-    def replace(self, path: Path, log_id: str, reason: str) -> tuple[Store, str]:
-        """Set `path` aside, which must be closed, and begin an empty generation; with what to tell a person."""
-        aside = self.set_aside(path)
-        notice = f"the store was set aside to {aside} and is being rebuilt from the log, which is whole: {reason}"
-        log.warning("%s", notice)
-        return self.begin(log_id), notice
 
-    def begin(self, log_id: str) -> Store:
-        """An empty generation, in use from now on."""
-        path = self.fresh()
-        store = Store.open(path, log_id=log_id, **self._settings)
-        self.switch(path)
-        return store
-
-    def fresh(self) -> Path:
-        """A path for a new generation; `switch` puts it to use."""
-        taken = {path.name for path in self.folder.glob(f"*{SUFFIX}*")}
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        n = 0
-        while any(name.startswith(f"{stamp}-{n}{SUFFIX}") for name in taken):
-            n += 1
-        return self.folder / f"{stamp}-{n}{SUFFIX}"
-
-    def switch(self, path: Path) -> None:
-        """Make `path` the generation in use: by a rename, so that a kill leaves the old or the new one."""
-        beside = self.folder / f"{CURRENT}.{os.getpid()}.tmp"
-        with beside.open("w") as file:
-            file.write(path.name + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.folder / CURRENT)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def set_aside(self, path: Path) -> Path:
-        """Move a file and its write-ahead log into `damaged-TIME`; the folder's path."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        aside, n = self.folder / f"damaged-{stamp}", 0
-        while aside.exists():
-            n += 1
-            aside = self.folder / f"damaged-{stamp}-{n}"
-        aside.mkdir()
-        for file in self._files(path):
-            file.rename(aside / file.name)
-        for old in sorted(self.folder.glob("damaged-*"))[:-DAMAGED_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        return aside
-
-    def remove_leftovers(self) -> list[Path]:
-        """Remove generations that are not in use: those of a rebuild that was killed. Call with no rebuild at work."""
-        keep = self.current()
-        gone = [path for path in self.folder.glob(f"*{SUFFIX}") if keep is not None and path != keep]
-        for path in gone:
-            for file in self._files(path):
-                file.unlink(missing_ok=True)
-        return gone
-
-    def _files(self, path: Path) -> list[Path]:
-        """The file and what DuckDB keeps beside it."""
-        return sorted(file for file in self.folder.glob(f"{path.name}*") if file.is_file())
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
