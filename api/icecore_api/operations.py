@@ -41,7 +41,7 @@ class LiveOperations:
 
         result = await asyncio.to_thread(asyncio.run, work())
         if result.switched:
-            await asyncio.to_thread(self._folding.reopen)
+            await self._folding.reopen()
         return result.as_json()
 
     async def fsck(self, report: Report) -> Mapping[str, Any]:
