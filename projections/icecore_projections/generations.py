@@ -16,12 +16,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from icecore.errors import StoreDamaged, StoreLocked, StoreTooNew
 from icecore_projections.store import Store
 
 _NAME: Final = re.compile(r"(\d{6,})\.duckdb")
+_USED: Final = re.compile(r"(\d{6,})(?:\.duckdb.*)?$")
+"""The number in the name of a generation, of what lies beside it, or of the folder it was set aside in."""
 _DAMAGED_KEPT: Final = 3
 """Folders of damaged stores kept for a person to look at: a disk that rots must not be filled by them as well."""
 
@@ -39,7 +41,7 @@ def current(folder: Path) -> Path | None:
 def fresh(folder: Path) -> Path:
     """The path of a new generation: above every one there is, so a name is never used twice."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    numbers = [int(found[1]) for path in folder.iterdir() if (found := _NAME.match(path.name))]
+    numbers = [int(found[1]) for path in folder.iterdir() if (found := _USED.search(path.name))]
     return folder / f"{max(numbers, default=0) + 1:06d}.duckdb"
 
 
@@ -111,8 +113,7 @@ def building(folder: Path) -> Iterator[None]:
 
 def set_aside(folder: Path, path: Path) -> Path:
     """Move a store that cannot be opened into a folder of its own, and let go of the oldest such folders."""
-    stem = f"damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{path.stem}"
-    aside = folder / stem
+    aside = folder / f"damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{path.stem}"
     aside.mkdir(mode=0o700, exist_ok=True)
     for name in (path.name, path.name + ".wal"):
         with contextlib.suppress(FileNotFoundError):
@@ -123,7 +124,7 @@ def set_aside(folder: Path, path: Path) -> Path:
     return aside
 
 
-def open_current(folder: Path, *, log_id: str, say: Callable[[str], None] = lambda _: None) -> Store:
+def open_current(folder: Path, *, log_id: str, say: Callable[[str], None] = lambda _: None, **settings: Any) -> Store:
     """Open the serving store for folding; where it cannot be read, set it aside and begin a new one.
 
     The new one is empty: the runner folds the log into it from the first event on.
@@ -132,6 +133,7 @@ def open_current(folder: Path, *, log_id: str, say: Callable[[str], None] = lamb
         folder: DATA/store.
         log_id: the log that is folded.
         say: told a sentence when a store was set aside.
+        settings: what `Store.open` takes: `memory_limit`, `threads`.
 
     Raises:
         StoreLocked, StoreAhead, StoreFull: see `Store.open`; the store stays where it is.
@@ -139,7 +141,7 @@ def open_current(folder: Path, *, log_id: str, say: Callable[[str], None] = lamb
     path = current(folder)
     if path is not None:
         try:
-            store = Store.open(path, log_id=log_id)
+            store = Store.open(path, log_id=log_id, **settings)
         except (StoreDamaged, StoreTooNew) as error:
             aside = set_aside(folder, path)
             say(f"{error.message}. It was set aside in {aside}, and is rebuilt from the log")
@@ -147,7 +149,7 @@ def open_current(folder: Path, *, log_id: str, say: Callable[[str], None] = lamb
             clean(folder)
             return store
     made = fresh(folder)
-    store = Store.open(made, log_id=log_id)
+    store = Store.open(made, log_id=log_id, **settings)
     switch(folder, made)
     clean(folder)
     return store

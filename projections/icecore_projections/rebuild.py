@@ -165,9 +165,9 @@ async def _rebuild(
     target = upto or (before.token if before is not None else end)
     path = generations.fresh(folder)
     store = Store.open(path, log_id=log.log_id)
+    fold = _Fold(log, store, report)
     switched = False
     try:
-        fold = _Fold(log, store, report)
         await fold.until(target, "fold")
         fold.say("digest", target)
         after = await asyncio.to_thread(digest_of, store)
@@ -181,6 +181,7 @@ async def _rebuild(
             generations.switch(folder, path)
             switched = True
     finally:
+        await fold.close()
         if not switched:
             store.close()
             generations.discard(path)
@@ -201,6 +202,10 @@ class _Fold:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+    async def close(self) -> None:
+        """Let go of what was read ahead."""
+        await self._runner.close()
 
     def say(self, stage: str, target: Token) -> None:
         done = _records(self._store.token())

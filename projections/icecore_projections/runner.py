@@ -152,6 +152,10 @@ class Runner:
         self._forget()
         await asyncio.to_thread(self.store.reopen)
 
+    async def close(self) -> None:
+        """Let go of what was read ahead; log and store stay open."""
+        await self._drop_ahead()
+
     async def _drop_ahead(self) -> None:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
