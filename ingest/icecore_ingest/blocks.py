@@ -20,7 +20,7 @@ TS_MOST: Final = 253_402_300_799_999
 """Years 1 to 9999 in milliseconds since 1970 UTC: what dates can be written for."""
 
 _INT64_MOST: Final = (1 << 63) - 1
-_NUMBERS: Final = frozenset({float, int, NoneType})
+_NUMBERS: Final[frozenset[type]] = frozenset({float, int, NoneType})
 _KINDS: Final[tuple[tuple[str, frozenset[type]], ...]] = (
     ("cols", _NUMBERS),
     ("text", frozenset({str})),

@@ -25,7 +25,18 @@ from icecore.limits import most
 from icecore.log import EventLog, Record
 from icecore.position import LEDGER, METRICS, Position, Token
 from icecore_ingest.admit import Admitted, Sender, admit
-from icecore_ingest.answers import TEXT, App, Headers, Receive, Scope, Send, answer, answer_error, content_length
+from icecore_ingest.answers import (
+    TEXT,
+    App,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    answer_error,
+    content_length,
+)
 from icecore_ingest.decompress import decompress
 from icecore_ingest.flow import MB, Flow, Hold
 from icecore_ingest.identities import PLACE, Identities
@@ -145,6 +156,7 @@ class Gateway:
         parts: list[bytes] = []
         size = 0
         deadline = time.monotonic() + self._settings.body_total_s
+        message: Message
         while True:
             try:
                 async with asyncio.timeout(self._settings.body_pause_s):

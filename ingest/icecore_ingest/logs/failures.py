@@ -56,6 +56,11 @@ def translate(
             return LogError(f"expected {file} to take or give records, got {said}", hint=_HINT_CORRUPT)
 
 
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether SQLite only says that somebody else holds a lock right now."""
+    return getattr(error, "sqlite_errorcode", 0) & _CODE in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
 def translate_os(error: OSError, file: Path) -> LogError:
     """The `LogError` for what the operating system said about `file`."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -110,10 +115,10 @@ def corrupt(file: Path, got: str, place: Place | None = None, offset: int | None
 
 def _cannot_open(file: Path, said: str) -> LogError:
     """SQLite says the same for a full disk, a read-only one and a file that is away: ask the disk which it is."""
-    if not file.exists():
-        return LogError(f"expected {file}, got no such file", hint=_HINT_CORRUPT)
     if _has_no_space(file):
         return no_space(file)
+    if not file.exists():
+        return LogError(f"expected {file}, got no such file", hint=_HINT_CORRUPT)
     if not os.access(file.parent, os.W_OK) or not os.access(file, os.W_OK):
         return read_only(file)
     return LogError(f"expected to open {file}, got {said}", hint="check its permissions and the limit of open files")

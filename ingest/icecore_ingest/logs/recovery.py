@@ -97,7 +97,17 @@ def _damaged(segment: Segment, kept: Path) -> LogCorrupt:
 
 def _truncate_wal(db: sqlite3.Connection, segment: Segment, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]:
+    while not _truncated(db):
         if time.monotonic() > deadline:
             raise failures.locked(segment.path, timeout)
         time.sleep(_PAUSE_S)
+
+
+def _truncated(db: sqlite3.Connection) -> bool:
+    try:
+        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
+    except sqlite3.OperationalError as error:
+        if failures.is_busy(error):
+            return False
+        raise
+    return not busy

@@ -20,7 +20,7 @@ import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from icecore.errors import LogTooNew
+from icecore.errors import LogFull, LogReadOnly, LogTooNew
 from icecore.position import Place
 from icecore_ingest.logs import failures
 
@@ -29,6 +29,9 @@ FORMAT: Final = 1
 PAGE_SIZE: Final = 16384
 
 _NAME: Final = re.compile(r"(\d{20})\.db")
+_BUSY_S: Final = 10.0
+"""For how long a reader or an opener waits while another process recovers or closes the file: milliseconds, mostly."""
+
 _LENGTHS: Final = struct.Struct("<II")
 _OFFSET: Final = struct.Struct("<Q")
 _SCHEMA: Final = """
@@ -111,36 +114,43 @@ def _write_empty(made: Path, segment: Segment, place: Place) -> None:
 
 
 def open_writable(segment: Segment, place: Place) -> sqlite3.Connection:
-    """A connection that may append. It never waits for locks by itself: SQLite's own waiting is not fair.
+    """A connection that may append. Once open it never waits for locks by itself: SQLite's waiting is not fair.
 
     Raises:
         LogError: any of its kinds; see `failures`.
     """
-    return _open(segment, place, "rw")
+    db = _open(segment, place, "rw")
+    db.execute("PRAGMA busy_timeout=0").fetchall()
+    return db
 
 
 def open_readable(segment: Segment, place: Place) -> sqlite3.Connection:
     """A connection that only reads.
 
-    A segment with nothing in its WAL that nobody can write any more, because it is sealed or its folder read-only,
-    is read without any lock or side file.
+    A segment with nothing in its WAL that nobody writes is read without any lock or side file: a sealed one, or one
+    whose side files are not there and cannot be made, because the disk is read-only or full.
 
     Raises:
         LogError: any of its kinds; see `failures`.
     """
     if wal_size(segment) == 0:
         db = _open(segment, place, "ro&immutable=1")
-        if is_sealed(db) or not os.access(segment.path.parent, os.W_OK):
+        if is_sealed(db):
             return db
         db.close()
-    return _open(segment, place, "ro")
+    try:
+        return _open(segment, place, "ro")
+    except (LogFull, LogReadOnly):
+        if wal_size(segment):
+            raise
+        return _open(segment, place, "ro&immutable=1")
 
 
 def _open(segment: Segment, place: Place, mode: str) -> sqlite3.Connection:
     db: sqlite3.Connection | None = None
     try:
         uri = f"{segment.path.absolute().as_uri()}?mode={mode}"
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0.0)
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         check_identity(db, segment, place)
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA wal_autocheckpoint=0").fetchall()

@@ -18,7 +18,6 @@ from icecore_ingest.logs import failures
 
 _PAUSE_S: Final = 0.0003
 _PAUSE_MOST_S: Final = 0.01
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
 class Turn:
@@ -77,7 +76,7 @@ def _begin_now(db: sqlite3.Connection) -> bool:
     try:
         db.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF in _BUSY:
+        if failures.is_busy(error):
             return False
         raise
     return True
