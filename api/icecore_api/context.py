@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import duckdb
 
-from icecore.events import now_ms
+from icecore.events import SessionOpened, now_ms
 from icecore.log import EventLog
 from icecore.position import Token
 
@@ -54,12 +54,28 @@ class Principal(Protocol):
 class Identities(Protocol):
     """Who holds which key (`icecore_ingest.identity.Identities`)."""
 
-    def authenticate(self, header: str | None, cookie: str | None) -> Principal:
-        """The caller, by the `Authorization` header or the session cookie.
+    def authenticate(self, authorization: bytes | None, cookie: bytes | None = None) -> Principal:
+        """The caller, by the `Authorization` header or the `Cookie` header.
 
         Raises:
             Unauthenticated: no key, an unknown one, or a revoked one.
         """
+        ...
+
+    def open_session(self, token: str) -> tuple[str, SessionOpened]:
+        """A session's cookie value and its event, from a login link's token.
+
+        Raises:
+            Unauthenticated: the link is unknown, used or expired.
+        """
+        ...
+
+    def has_session(self, secret: str) -> bool:
+        """Whether a session's cookie value is in force: the fold has taken its event."""
+        ...
+
+    async def wait_for(self, next_offset: int, within: float) -> bool:
+        """Wait until the ledger's identities are folded up to an offset."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
@@ -35,6 +36,10 @@ class Reading:
     """A running run not heard of since then reads as crashed."""
     deadline: asyncio.TimerHandle
 
+    def begin(self) -> None:
+        """Let all statements from here on see one state of the store."""
+        self.cursor.execute("BEGIN TRANSACTION READ ONLY")
+
     def without_limit(self) -> None:
         """Take the time limit off, for an answer that is streamed."""
         self.deadline.cancel()
@@ -45,17 +50,10 @@ def context_of(request: Request) -> Context:
     return cast("Context", request.app.state.context)
 
 
-async def _read(
-    request: Request,
-    icecore_position: Annotated[
-        str | None,
-        Header(description="answer at or after this position (of an earlier answer)", max_length=4096),
-    ] = None,
-) -> AsyncIterator[Reading]:
-    context = context_of(request)
+@asynccontextmanager
+async def reading_now(context: Context) -> AsyncIterator[Reading]:
+    """A reading of the store in use, under the time limit."""
     store = context.store
-    if icecore_position:
-        await wait_for(store, Token.parse(icecore_position), context.wait_within_s)
     now = context.clock_ms()
     position = store.token()
     cursor = store.cursor()
@@ -65,6 +63,20 @@ async def _read(
     finally:
         deadline.cancel()
         cursor.close()
+
+
+async def _read(
+    request: Request,
+    icecore_position: Annotated[
+        str | None,
+        Header(description="answer at or after this position (of an earlier answer)", max_length=4096),
+    ] = None,
+) -> AsyncIterator[Reading]:
+    context = context_of(request)
+    if icecore_position:
+        await wait_for(context.store, Token.parse(icecore_position), context.wait_within_s)
+    async with reading_now(context) as reading:
+        yield reading
 
 
 Read = Annotated[Reading, Depends(_read)]

@@ -268,3 +268,9 @@ class LoggedOut(Answer):
     """A session ended."""
 
     logged_out: bool
+
+
+class Alive(Answer):
+    """A process answers."""
+
+    ok: bool

@@ -12,7 +12,6 @@ from typing import Any, Final, Literal, TypeVar, cast, get_args
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,7 +22,6 @@ from icecore_api.models import ErrorBody
 
 Permission = Literal["public", "run:read", "run:write", "log:read", "ops:read", "ops:admin", "viewer"]
 PERMISSIONS: Final = frozenset(get_args(Permission))
-SESSION_COOKIE: Final = "icecore_session"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -160,11 +158,9 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authenticate one request, then pass it on."""
         if scope["type"] == "http" and scope["path"] not in self._public:
-            headers = Headers(scope=scope)
+            headers = dict(scope["headers"])
             try:
-                who = self._context.identities.authenticate(
-                    headers.get("authorization"), Request(scope).cookies.get(SESSION_COOKIE)
-                )
+                who = self._context.identities.authenticate(headers.get(b"authorization"), headers.get(b"cookie"))
             except IcecoreError as error:
                 await error_answer(error)(scope, receive, send)
                 return

@@ -1,0 +1,89 @@
+"""The API as one ASGI application."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import FileResponse, Response
+
+from icecore_api.answers import Json, install_errors
+from icecore_api.context import Context
+from icecore_api.jobs import Job
+from icecore_api.models import Done
+from icecore_api.routes import console, health, history, log, login, ops, projects, runs, series
+from icecore_api.routing import Gate, Router, include
+from icecore_api.submit import Commands
+from icecore_ingest.openapi import openapi_paths
+
+PREFIX: Final = "/api/v1"
+WEB: Final = Path(__file__).parent / "web"
+PAGES: Final = {"/": "index.html", "/login": "index.html", "/app.js": "app.js", "/app.css": "app.css"}
+"""What a browser gets without a key: a page that asks for data with the session's cookie."""
+
+
+def create_app(context: Context) -> FastAPI:
+    """The application around a process's log and store."""
+    app = FastAPI(title="icecore", version=version("icecore"), docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.context = context
+    app.state.commands = Commands(context)
+    app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck")}
+    install_errors(app)
+    routers = [projects, runs, series, history, console, log, ops, login]
+    include(app, [module.router for module in routers], PREFIX)
+    include(app, [health.router, _pages(app)], "")
+    public = {"/healthz", "/readyz", "/openapi.json", f"{PREFIX}/login", *PAGES}
+    app.add_middleware(Gate, context=context, public=public)
+    return app
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The document of every route, those of the gateway included."""
+    if not app.openapi_schema:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes, summary="Runs as events.")
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes |= {
+            "key": {"type": "http", "scheme": "bearer", "description": "an API key"},
+            "session": {"type": "apiKey", "in": "cookie", "name": "icecore_session"},
+        }
+        document["paths"] |= openapi_paths()
+        for item in document["paths"].values():
+            for operation in item.values():
+                _own_errors(operation)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _own_errors(operation: dict[str, Any]) -> None:
+    """Say of every 422 that it is our error body: FastAPI writes its own where a route has parameters."""
+    unprocessable = operation.get("responses", {}).get("422", {})
+    content = unprocessable.get("content", {}).get("application/json")
+    if content and content["schema"].get("$ref", "").endswith("HTTPValidationError"):
+        content["schema"] = {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def _pages(app: FastAPI) -> Router:
+    router = Router(tags=["web"])
+
+    @router.on("GET", "/openapi.json", permission="public", answer=Done)
+    def document() -> Response:
+        """This document."""
+        return Json(openapi(app))
+
+    for path, name in PAGES.items():
+        _page(router, path, WEB / name)
+    return router
+
+
+def _page(router: Router, path: str, file: Path) -> None:
+    media = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}[file.suffix]
+
+    def page() -> Response:
+        """A part of the web page."""
+        return FileResponse(file, media_type=media, headers={"Cache-Control": "no-cache"})
+
+    page.__name__ = f"page_{file.stem}_{path.strip('/').replace('.', '_') or 'root'}"
+    router.on("GET", path, permission="public", answer=None, content={media: {"schema": {"type": "string"}}})(page)

@@ -1,0 +1,27 @@
+"""Whether this process is alive and ready: the gateway asks it over the socket."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.responses import Response
+
+from icecore_api.answers import Json
+from icecore_api.deps import Read
+from icecore_api.models import Alive
+from icecore_api.routing import Router
+
+router: Final = Router(tags=["operations"])
+
+
+@router.on("GET", "/healthz", permission="public", answer=Alive)
+async def healthz() -> Response:
+    """Alive."""
+    return Json({"ok": True})
+
+
+@router.on("GET", "/readyz", permission="public", answer=Alive)
+def readyz(reading: Read) -> Response:
+    """Ready: the store answers."""
+    reading.cursor.execute("SELECT 1").fetchall()
+    return Json({"ok": True})

@@ -1,0 +1,116 @@
+// The page until the real one comes: projects, runs, curves. It knows nothing but the API.
+const main = document.getElementById("main");
+const form = document.getElementById("filter");
+const COLOURS = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e"];
+
+/** An element with attributes and children; text is never parsed as HTML. */
+function make(name, attributes = {}, ...children) {
+  const svg = ["svg", "path", "title"].includes(name);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children.map((child) => (child instanceof Node ? child : String(child ?? ""))));
+  return element;
+}
+
+async function api(path, body) {
+  const answer = await fetch("/api/v1/" + path, body && {
+    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const json = await answer.json();
+  if (!answer.ok) throw new Error([json.error.message, json.error.hint].filter(Boolean).join(". "));
+  return json;
+}
+
+const part = encodeURIComponent;
+const short = (value) => (typeof value === "number" ? Number(value.toPrecision(5)) : value);
+
+function table(heads, rows) {
+  return make("table", {}, make("tr", {}, ...heads.map((head) => make("th", {}, head))), ...rows);
+}
+
+async function showProjects() {
+  const { projects } = await api("projects");
+  main.replaceChildren(projects.length ? table(["project", "runs", "last heard of"], projects.map((each) =>
+    make("tr", {},
+      make("td", {}, make("a", { href: `#/${part(each.entity)}/${part(each.project)}` }, `${each.entity}/${each.project}`)),
+      make("td", {}, each.runs),
+      make("td", {}, each.last_ts ? new Date(each.last_ts).toLocaleString() : "")))) :
+    make("p", {}, "No runs yet. Log one: import icecore; run = icecore.init(project=\"first\"); run.log({\"loss\": 0.5})"));
+}
+
+async function showRuns(entity, project) {
+  const filters = form.filters.value.trim();
+  const page = await api(`runs/${part(entity)}/${part(project)}?limit=100${filters ? "&filters=" + part(filters) : ""}`);
+  const found = [...new Set(page.runs.flatMap((run) => Object.keys(run.summary)))].filter((key) => !key.startsWith("_"));
+  const keys = form.keys.value.split(",").map((key) => key.trim()).filter(Boolean);
+  const shown = keys.length ? keys : found.slice(0, 3);
+  const settings = [...new Set(page.runs.flatMap((run) => Object.keys(run.config)))].slice(0, 4);
+  const charts = make("div", { class: "charts" });
+  const rows = page.runs.map((run, i) => {
+    const name = make("td", {}, "● ", run.name || run.id);
+    name.firstChild.replaceWith(dot(i));
+    return make("tr", {}, name, make("td", { class: run.state }, run.state), make("td", {}, `${Math.round(run.runtime)} s`),
+      ...settings.map((key) => make("td", {}, typeof run.config[key] === "object" ? JSON.stringify(run.config[key]) : short(run.config[key]))),
+      ...shown.map((key) => make("td", {}, short(run.summary[key]))));
+  });
+  main.replaceChildren(charts, make("p", {}, `${page.count} runs`), table(["run", "state", "time", ...settings, ...shown], rows));
+  if (page.runs.length && shown.length) await drawCharts(charts, page.runs, shown);
+}
+
+function dot(i) {
+  const mark = make("span", {}, "● ");
+  mark.style.color = COLOURS[i % COLOURS.length];
+  return mark;
+}
+
+async function drawCharts(charts, runs, keys) {
+  const paths = runs.slice(0, 50).map((run) => run.path);
+  const { series } = await api("series", { runs: paths, keys, kind: "metric", x: "_step", buckets: 200 });
+  for (const key of keys) {
+    const lines = series.filter((line) => line.key === key && line.x.length);
+    if (lines.length) charts.append(chart(key, lines, paths));
+  }
+}
+
+function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+  return low < high ? [low, high] : [low - 0.5, low + 0.5];
+}
+
+function chart(key, lines, paths) {
+  const values = (line) => line.mean ?? line.last ?? line.y;
+  const [left, right] = extent(lines.flatMap((line) => line.x));
+  const [low, high] = extent(lines.flatMap(values));
+  const picture = make("svg", { viewBox: "0 0 420 220", preserveAspectRatio: "none", role: "img", "aria-label": key });
+  for (const line of lines) {
+    let pen = "M", path = "";
+    values(line).forEach((value, i) => {
+      if (!Number.isFinite(value)) { pen = "M"; return; }  // a hole where the value is NaN
+      path += `${pen}${(10 + (400 * (line.x[i] - left)) / (right - left)).toFixed(1)},${(210 - (200 * (value - low)) / (high - low)).toFixed(1)}`;
+      pen = "L";
+    });
+    picture.append(make("path", { d: path, stroke: COLOURS[paths.indexOf(line.run) % COLOURS.length] }, make("title", {}, line.run)));
+  }
+  return make("figure", {}, make("figcaption", {}, key), picture, make("div", {}, `${short(low)} … ${short(high)}, steps ${short(left)} … ${short(right)}`));
+}
+
+async function show() {
+  try {
+    if (location.pathname === "/login" && location.hash.startsWith("#token=")) {
+      const token = location.hash.slice("#token=".length);
+      history.replaceState(null, "", "/login");  // a token must not stay in the address bar
+      await api("login", { token });
+      location.replace("/");
+      return;
+    }
+    const [entity, project] = location.hash.replace(/^#\//, "").split("/").filter(Boolean).map(decodeURIComponent);
+    document.getElementById("path").textContent = entity ? `${entity}/${project}` : "";
+    await (entity && project ? showRuns(entity, project) : showProjects());
+  } catch (error) {
+    main.replaceChildren(make("p", { class: "error" }, error.message));
+  }
+}
+
+form.addEventListener("submit", (event) => { event.preventDefault(); show(); });
+addEventListener("hashchange", show);
+show();
