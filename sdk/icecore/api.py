@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from icecore.errors import UsageError
 from icecore.http import JsonClient
-from icecore.readout import Block, Row, as_dicts, finite_or_float, frame, stream_blocks, thin, want_frame
+from icecore.readout import Row, finite_or_float, frame, stream_rows, thin, want_frame
 from icecore.settings import Settings, load_credentials
 
 CHANGEABLE: Final = ("name", "notes", "group", "job_type", "tags")
@@ -362,16 +362,11 @@ class Run:
         as_frame = want_frame(pandas)
         wanted = None if keys is None else [*keys, *([] if x_axis.startswith("_") else [x_axis])]
         by_step = x_axis == "_step"
-        columns: list[str] = []
-        rows: list[list[Any]] = []
-        for block in self.blocks(wanted, stream=stream, samples=samples if by_step else None):
-            columns = block.columns
-            rows += block.rows
+        rows = list(self.rows(wanted, stream=stream, samples=samples if by_step else None))
         if not by_step:
-            at = columns.index(x_axis) if x_axis in columns else -1
-            rows = sorted((row for row in rows if at >= 0 and row[at] is not None), key=lambda row: row[at])
-        found = Block(columns, thin(rows, samples))
-        return frame(found, wanted) if as_frame else list(as_dicts([found]))
+            rows = sorted((row for row in rows if row.get(x_axis) is not None), key=lambda row: row[x_axis])
+        rows = thin(rows, samples)
+        return frame(rows, wanted) if as_frame else rows
 
     def scan_history(
         self,
@@ -392,20 +387,18 @@ class Run:
             raise UsageError(f"expected page_size of at least 1, got {page_size}")
         last = None if max_step is None else max_step - 1
         missing = dict.fromkeys(keys or ())
-        for row in as_dicts(self.blocks(keys, min_step=min_step, max_step=last)):
+        for row in self.rows(keys, min_step=min_step, max_step=last):
             yield {**missing, **row}
 
-    def blocks(
-        self, keys: Sequence[str] | None = None, stream: str = "default", **bounds: int | None
-    ) -> Iterator[Block]:
+    def rows(self, keys: Sequence[str] | None = None, stream: str = "default", **bounds: int | None) -> Iterator[Row]:
         """The history as the server streams it. `bounds`: `min_step`, `max_step` (inclusive), `samples`."""
         if stream not in {"default", "system"}:
             raise UsageError(f"expected the stream default or system, got {stream!r}")
         if isinstance(keys, str):
             raise UsageError(f"expected keys as a list, got the text {keys!r}", hint=f"keys=[{keys!r}]")
         kind = "system" if stream == "system" else None
-        text = None if keys is None else ",".join(keys)
-        return stream_blocks(self._client, f"{self.api_path}/history", {"keys": text, "kind": kind, **bounds})
+        query = {"keys": None if keys is None else list(keys), "kind": kind, **bounds}
+        return stream_rows(self._client, f"{self.api_path}/history", query)
 
     # ---- changes
 

@@ -15,16 +15,9 @@ import click
 from icecore.api import Api
 from icecore.cli.output import draw, examples, json_option, on_terminal, print_json, table, terminal
 from icecore.errors import UsageError
-from icecore.readout import CLOCK, as_dicts, thin
+from icecore.readout import CLOCK, thin
 
-FORMATS: Final = {
-    "parquet": "parquet",
-    "csv": "csv",
-    "arrow": "arrow",
-    "json": "json",
-    "ndjson": "json",
-    "jsonl": "json",
-}
+FORMATS: Final = {"parquet": "parquet", "csv": "csv", "arrow": "arrow", "json": "json", "jsonl": "ndjson"}
 ROWS_SHOWN: Final = 12
 CHARTED: Final = 3
 CHART_POINTS: Final = 400
@@ -45,7 +38,7 @@ CHUNK: Final = 1 << 18
     "--out",
     default=None,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write to FILE.parquet, .csv, .arrow or .json.",
+    help="Write to FILE.parquet, .csv, .arrow, .json or .jsonl.",
 )
 @click.option("--min-step", default=None, type=int, help="The first step.")
 @click.option("--max-step", default=None, type=int, help="The last step.")
@@ -65,7 +58,7 @@ def history(
     With --out, RUN may also be ENTITY/PROJECT: all its runs in rows of run, key, step, timestamp and value.
     """
     chosen = [key for key in (keys or "").split(",") if key] or None
-    query = {"keys": keys, "min_step": min_step, "max_step": max_step, "kind": "system" if system else None}
+    query = {"keys": chosen, "min_step": min_step, "max_step": max_step, "kind": "system" if system else None}
     api = Api()
     if out is not None:
         written = _write(api, path, query, out)
@@ -73,7 +66,7 @@ def history(
         return
     found = api.run(path)
     stream = "system" if system else "default"
-    rows = list(as_dicts(found.blocks(chosen, stream=stream, min_step=min_step, max_step=max_step)))
+    rows = list(found.rows(chosen, stream=stream, min_step=min_step, max_step=max_step))
     if as_json:
         print_json({"path": found.path, "rows": rows})
         return
@@ -107,7 +100,7 @@ def _write(api: Api, path: str, query: dict[str, Any], out: Path) -> dict[str, A
     """Stream to a file beside the one asked for, then give it its name: a file with that name is whole."""
     kind = FORMATS.get(out.suffix.lstrip(".").lower())
     if kind is None:
-        raise UsageError(f"expected --out to end in .parquet, .csv, .arrow or .json, got {out.name!r}")
+        raise UsageError(f"expected --out to end in .parquet, .csv, .arrow, .json or .jsonl, got {out.name!r}")
     parts = [part for part in path.split("/") if part]
     if len(parts) == 2:
         address = f"projects/{quote(parts[0], safe='')}/{quote(parts[1], safe='')}"
