@@ -88,6 +88,7 @@ def watch(run: LiveRun) -> None:
     _strong.append(run)
     _live.add(run)
     _catch_sigterm()
+    watch_child()
 
 
 def unwatch(run: LiveRun) -> None:
@@ -101,8 +102,11 @@ def unwatch(run: LiveRun) -> None:
 
 def watch_child() -> None:
     """In a process of multiprocessing, which ends without atexit: finish at its own end."""
-    if "multiprocessing.util" in sys.modules and "finalizer" not in _previous:
-        util = sys.modules["multiprocessing.util"]
+    process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
+    if process is None or util is None or process.parent_process() is None:
+        return
+    if _previous.get("finalizer_of") != os.getpid():
+        _previous["finalizer_of"] = os.getpid()
         _previous["finalizer"] = util.Finalize(None, _finish_all, exitpriority=10)
 
 

@@ -107,7 +107,7 @@ def init(
             if _reinit(reinit) != "create_new":
                 previous.finish()
         chosen = _settings(settings, mode=mode, dir=dir, project=project, entity=entity)
-        path = _path(chosen)
+        path = _path(chosen, entity)
         how = _resume(chosen.resume if resume is None else resume)
         given = {"name": name, "group": group, "job_type": job_type, "tags": tags, "notes": notes}
         run = _begin(chosen, path, id or chosen.run_id, how, _fields(given, chosen), read_config(config))
@@ -172,13 +172,13 @@ def _settings(settings: Mapping[str, Any] | Settings | None, **arguments: Any) -
     return Settings.load({**(settings or {}), **given})
 
 
-def _path(settings: Settings) -> tuple[str, str]:
+def _path(settings: Settings, asked: str | None) -> tuple[str, str]:
     """Entity and project, checked. A project may be given as `entity/project`."""
     entity, project = settings.entity, settings.project
     if "/" in project:
         owner, _, project = project.partition("/")
-        if entity and entity != owner:
-            raise UsageError(f"expected one entity, got {entity!r} and {owner!r} in project {settings.project!r}")
+        if asked and asked != owner:
+            raise UsageError(f"expected one entity, got {asked!r} and {owner!r} in project {settings.project!r}")
         entity = owner
     try:
         return check_path_part("an entity", entity or settings.user), check_path_part("a project", project)

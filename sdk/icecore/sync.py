@@ -205,8 +205,11 @@ class Uploader:
         """End the thread; what it was sending may arrive or not, and is sent again by the next."""
         self._stop.set()
         self._spool.arrived.set()
+        self.sender.say = lambda _: None  # what is left is said by whoever ends it
         if self._thread.is_alive():
             self._thread.join(within)
+        if self.stopped:
+            self._transport.close()
 
     @property
     def stopped(self) -> bool:

@@ -192,11 +192,14 @@ def _error_body(data: bytes) -> Mapping[str, Any]:
 
 def _words_of(error: BaseException) -> str:
     """The innermost reason of a chain of urllib3's errors."""
-    reason = getattr(error, "reason", None)
-    while isinstance(reason, BaseException):
-        error, reason = reason, getattr(reason, "reason", None)
-    text = str(error)
-    return text.rpartition(": ")[2] or type(error).__name__
+    while True:
+        inner = getattr(error, "reason", None) or next((a for a in error.args if isinstance(a, BaseException)), None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).rpartition(": ")[2] or type(error).__name__
 
 
 def _retry_after(text: str | None) -> float | None:
