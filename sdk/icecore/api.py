@@ -360,7 +360,7 @@ class Run:
         if samples is not None and samples < 1:
             raise UsageError(f"expected samples of at least 1, or None for every row, got {samples}")
         as_frame = want_frame(pandas)
-        wanted = None if keys is None else [*keys, *([] if x_axis.startswith("_") else [x_axis])]
+        wanted = None if keys is None else [*_key_list(keys), *([] if x_axis.startswith("_") else [x_axis])]
         by_step = x_axis == "_step"
         rows = list(self.rows(wanted, stream=stream, samples=samples if by_step else None))
         if not by_step:
@@ -394,10 +394,8 @@ class Run:
         """The history as the server streams it. `bounds`: `min_step`, `max_step` (inclusive), `samples`."""
         if stream not in {"default", "system"}:
             raise UsageError(f"expected the stream default or system, got {stream!r}")
-        if isinstance(keys, str):
-            raise UsageError(f"expected keys as a list, got the text {keys!r}", hint=f"keys=[{keys!r}]")
         kind = "system" if stream == "system" else None
-        query = {"keys": None if keys is None else list(keys), "kind": kind, **bounds}
+        query = {"keys": None if keys is None else _key_list(keys), "kind": kind, **bounds}
         return stream_rows(self._client, f"{self.api_path}/history", query)
 
     # ---- changes
@@ -439,6 +437,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.path} ({self.state})>"
+
+
+def _key_list(keys: Sequence[str]) -> list[str]:
+    if isinstance(keys, str):
+        raise UsageError(f"expected keys as a list, got the text {keys!r}", hint=f"keys=[{keys!r}]")
+    return list(keys)
 
 
 def _address(*parts: str) -> str:

@@ -184,7 +184,7 @@ def unreachable(url: str, cause: Exception) -> ServerUnreachable:
 def error_of_answer(status: int, body: bytes, retry_after: str = "") -> IcecoreError:
     """The error that an answer carries, as the class of its code; of its status where the code is unknown."""
     facts: dict[str, Any] = {}
-    with contextlib.suppress(orjson.JSONDecodeError, AttributeError):
+    with contextlib.suppress(orjson.JSONDecodeError, AttributeError, TypeError, ValueError):
         facts = dict(orjson.loads(body).get("error", {}))
     code = str(facts.pop("code", ""))
     text = body[:200].decode("utf-8", "replace").strip()
