@@ -1,0 +1,324 @@
+"""Points out of the store: which series a run has, and their points as arrays.
+
+Everything here reads through one cursor that must be within one transaction (`snapshot`): points move from hot to
+cold, and two statements on their own could see one twice or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from icecore.errors import Invalid, NotFound
+from icecore.position import LEDGER, METRICS, Place, Token
+from icecore_api.queries.buckets import Array, Chunks, Curve, Span
+from icecore_projections.schema import run_number
+
+Kind = Literal["metric", "system"]
+Axis = Literal["step", "ts"]
+
+_TABLES: Final[dict[str, str]] = {"metric": "points", "system": "system"}
+_CACHED_SERIES: Final = 100_000
+_NEAR: Final = 64 * 256
+"""Series numbers closer than this share a scan: a row group of 122,880 sorted points often holds them all."""
+_NAMED: Final = 50
+"""Runs named in an error, at most."""
+
+
+class AsOf(NamedTuple):
+    """The position at which a read is answered: only records before these offsets count; None is no bound."""
+
+    ledger: int | None = None
+    metrics: int | None = None
+
+    @classmethod
+    def of(cls, token: Token | None) -> AsOf:
+        """The bounds that a token sets; None sets none."""
+        if token is None:
+            return cls()
+        return cls(token.next_offset(Place(LEDGER, 0)), token.next_offset(Place(METRICS, 0)))
+
+    def sql(self, column: str = "off") -> str:
+        """The condition on the offset of a row from the metrics stream."""
+        return "" if self.metrics is None else f" AND {column} < {int(self.metrics)}"
+
+
+NOW: Final = AsOf()
+
+
+class Run(NamedTuple):
+    """A run that may be read: its number in every table, its path, and when it started (ms, None if never said)."""
+
+    number: int
+    path: str
+    started_ts: int | None
+
+
+class Series(NamedTuple):
+    """One series: its number in the points tables, the run and key it belongs to, and how many points it has."""
+
+    number: int
+    run: int
+    kind: str
+    key: str
+    n: int
+
+
+@contextmanager
+def snapshot(cursor: Any) -> Iterator[Any]:
+    """Read everything inside at one moment of the store. A cursor that is within a transaction stays in it."""
+    try:
+        cursor.begin()
+    except Exception as error:
+        if "transaction" not in str(error).lower():
+            raise
+        yield cursor
+        return
+    try:
+        yield cursor
+    finally:
+        cursor.rollback()
+
+
+def find_runs(cursor: Any, paths: Sequence[str], upto: AsOf = NOW) -> list[Run]:
+    """The runs of these paths, in this order.
+
+    Raises:
+        NotFound: some are not there, or deleted; the facts name them, and nothing is answered for the others.
+    """
+    numbers = {path: run_number(path) for path in paths}
+    found = _runs_now(cursor, list(numbers.values())) if upto.ledger is None else _runs_then(cursor, numbers, upto)
+    missing = [path for path, number in numbers.items() if number not in found]
+    if missing:
+        shown = ", ".join(repr(path) for path in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise NotFound(
+            f"expected runs that are there, got {shown}{more}",
+            hint="a run's path is entity/project/id; deleted runs can be restored",
+            missing=missing[:_NAMED],
+        )
+    return [found[number] for number in numbers.values()]
+
+
+def _runs_now(cursor: Any, numbers: list[int]) -> dict[int, Run]:
+    rows = cursor.execute(
+        "SELECT c.run, entity || '/' || project || '/' || id, coalesce(started_ts, a.first_ts) "
+        "FROM current_runs c LEFT JOIN (SELECT run, first_ts FROM run_activity WHERE run IN (SELECT unnest($1))) a "
+        "ON a.run = c.run WHERE NOT deleted AND c.run IN (SELECT unnest($1))",
+        [numbers],
+    ).fetchall()
+    return {row[0]: Run(*row) for row in rows}
+
+
+def _runs_then(cursor: Any, numbers: dict[str, int], upto: AsOf) -> dict[int, Run]:
+    rows = cursor.execute(
+        "SELECT run, arg_max(doc, off) FROM runs WHERE off < $2 AND run IN (SELECT unnest($1)) GROUP BY run",
+        [list(numbers.values()), upto.ledger],
+    ).fetchall()
+    docs = {number: orjson.loads(doc) for number, doc in rows}
+    return {
+        number: Run(number, path, docs[number].get("started_ts"))
+        for path, number in numbers.items()
+        if number in docs and not docs[number].get("deleted")
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- series
+
+
+class SeriesNumbers:
+    """Remembers which number a (run, kind, key) has. A number never changes within one store file.
+
+    One for each open store: the table has a row for every key of every run, and a chart asks for the same few.
+    """
+
+    def __init__(self, most: int = _CACHED_SERIES) -> None:
+        self._most = most
+        self._known: dict[tuple[int, str, str], Series] = {}
+
+    def find(self, cursor: Any, runs: Sequence[int], kinds: Sequence[str], keys: Sequence[str]) -> list[Series]:
+        """The series that exist of runs x kinds x keys, in that order. `n` may be of an earlier moment."""
+        wanted = [(run, kind, key) for run in runs for kind in kinds for key in keys]
+        remembered = self._known  # threads may replace it, none changes what another reads
+        known = {name: series for name in wanted if (series := remembered.get(name)) is not None}
+        if len(known) < len(wanted):
+            unknown = sorted({name[0] for name in wanted if name not in known})
+            found = {(one.run, one.kind, one.key): one for one in find_series(cursor, unknown, kinds, keys)}
+            known |= found
+            kept = remembered if len(remembered) + len(found) <= self._most else {}
+            self._known = {**kept, **found}
+        return [known[name] for name in wanted if name in known]
+
+
+def find_series(
+    cursor: Any, runs: Sequence[int], kinds: Sequence[str], keys: Sequence[str] | None = None
+) -> list[Series]:
+    """The series of some runs, ordered by number; of all keys where none are named."""
+    chosen = "" if keys is None else " AND key IN (SELECT unnest($3))"
+    several = f"IN ({', '.join(str(int(run)) for run in runs)})" if len(runs) < 1000 else "IN (SELECT unnest($1))"
+    if not runs:
+        return []
+    parameters: dict[str, Any] = {"2": list(kinds)}
+    if keys is not None:
+        parameters["3"] = list(keys)
+    if len(runs) >= 1000:
+        parameters["1"] = list(runs)
+    # the inner query has one condition, so that the index on `run` serves it
+    rows = cursor.execute(
+        f"SELECT series, run, kind, key, n FROM (SELECT * FROM series WHERE run {several} OFFSET 0) "  # noqa: S608
+        f"WHERE kind IN (SELECT unnest($2)){chosen} ORDER BY series",
+        parameters,
+    ).fetchall()
+    return [Series(*row) for row in rows]
+
+
+# ----------------------------------------------------------------------------------------------------- points
+
+
+def read_points(
+    cursor: Any,
+    kind: Kind,
+    series: Sequence[int],
+    axis: Axis,
+    upto: AsOf = NOW,
+    span: Span | None = None,
+    where: Literal["all", "cold", "hot"] = "all",
+) -> dict[int, Curve]:
+    """Every point of some series as curves over step or time (ms), ordered by it.
+
+    Of equal steps the order is that of arrival, of equal times that of steps.
+
+    Args:
+        cursor: within a snapshot.
+        kind: whose points: `metric` or `system`.
+        series: numbers; those without points are left out of the answer.
+        axis: what x is.
+        upto: only records before it.
+        span: only points with first <= x <= last.
+        where: both tables, or one of them.
+    """
+    table = _TABLES[kind]
+    within = upto.sql() + _between(axis, span)
+    # of one time the order is that of steps, and tables are only ordered by step piece by piece
+    columns = "series, step, value" if axis == "step" else "series, ts, value, step"
+    parts: list[pa.Table] = []
+    if where != "hot":
+        parts += [
+            _fetch(cursor, f"SELECT {columns} FROM {table}_cold WHERE {_among(group)}{within}")  # noqa: S608
+            for group in _neighbours(series)
+        ]
+    if where != "cold":
+        parts.append(_fetch(cursor, f"SELECT {columns} FROM {table}_hot WHERE {_among(sorted(series))}{within}"))
+    names, x, value = (_column(parts, i) for i in range(3))
+    curves = {number: Curve(x[rows], value[rows]) for number, rows in _split(names)}
+    if axis == "ts":
+        step = _column(parts, 3)
+        for number, rows in _split(names):
+            if bool((np.diff(step[rows]) < 0).any()):
+                curves[number] = curves[number].take(np.argsort(step[rows], kind="stable"))
+    return {number: curve.ordered() for number, curve in curves.items()}
+
+
+def read_chunks(
+    cursor: Any, kind: Kind, series: Sequence[int], axis: Axis, span: Span | None = None
+) -> dict[int, Curve]:
+    """The same series from the rollup (64 points a chunk) and the hot points: exact, at chunk resolution.
+
+    A chunk's x is that of its first point. With `span`, chunks that overlap it are taken whole.
+    """
+    table = _TABLES[kind]
+    overlap = "" if span is None else f" AND {axis}_last >= {span[0]!r} AND {axis}_first <= {span[1]!r}"
+    columns = f"series, {axis}_first, last, {axis}_last, n, nans, least, most, total"
+    rows = _fetch(cursor, f"SELECT {columns} FROM {table}_rollup WHERE {_among(sorted(series))}{overlap}")
+    parts = [rows]
+    names = _column(parts, 0)
+    cold = [_column(parts, i) for i in range(1, 9)]
+    hot = read_points(cursor, kind, series, axis, span=span, where="hot")
+    curves: dict[int, Curve] = {}
+    split = dict(_split(names))
+    for number in dict.fromkeys([*split, *hot]):
+        chosen = split.get(number, slice(0, 0))
+        curves[number] = _merged([column[chosen] for column in cold], hot.get(number))
+    return curves
+
+
+def _merged(cold: list[Array], hot: Curve | None) -> Curve:
+    """Chunks and single points as one curve."""
+    x, last, x_last, n, nans, least, most, total = cold
+    counts = [n.astype(np.int64), nans.astype(np.int64)]
+    empty = counts[0] == counts[1]
+    stats = [np.where(empty, np.inf, least), np.where(empty, -np.inf, most), np.where(empty, 0.0, total)]
+    if hot is not None:
+        missing = np.isnan(hot.value)
+        x, x_last = np.concatenate([x, hot.x]), np.concatenate([x_last, hot.x])
+        last = np.concatenate([last, hot.value])
+        counts = [
+            np.concatenate([counts[0], np.ones(len(hot.x), np.int64)]),
+            np.concatenate([counts[1], missing.astype(np.int64)]),
+        ]
+        points = [np.where(missing, blank, hot.value) for blank in (np.inf, -np.inf, 0.0)]
+        stats = [np.concatenate(pair) for pair in zip(stats, points, strict=True)]
+    return Curve(x, last, Chunks(x_last, *counts, *stats, np.arange(len(x)))).ordered()
+
+
+def _fetch(cursor: Any, sql: str) -> pa.Table:
+    return cursor.execute(sql).to_arrow_table()
+
+
+def _column(parts: Iterable[pa.Table], index: int) -> Array:
+    """One column of several tables, as one array."""
+    chunks = [chunk.to_numpy(zero_copy_only=False) for part in parts for chunk in part.column(index).chunks]
+    chunks = [chunk for chunk in chunks if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+def _split(names: Array) -> Iterator[tuple[int, Any]]:
+    """Where each series' rows are, in order: a slice where they lie together, else indices."""
+    if not len(names):
+        return
+    if bool((names == names[0]).all()):
+        yield int(names[0]), slice(0, len(names))
+        return
+    order = np.argsort(names, kind="stable")
+    ordered = names[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+    for begin, end in zip(starts, np.append(starts[1:], len(ordered)), strict=True):
+        yield int(ordered[begin]), order[begin:end]
+
+
+def _among(series: Sequence[int]) -> str:
+    """The condition that picks ordered series: bounds first, which skip whole vectors, then the members."""
+    if not series:
+        return "FALSE"
+    if len(series) == 1:
+        return f"series = {int(series[0])}"
+    members = ", ".join(str(int(number)) for number in series)
+    return f"series BETWEEN {int(series[0])} AND {int(series[-1])} AND series IN ({members})"
+
+
+def _neighbours(series: Sequence[int]) -> Iterator[list[int]]:
+    """Ordered groups of series close to each other: a scan each, since zone maps know only a least and a most."""
+    group: list[int] = []
+    for number in sorted(series):
+        if group and number - group[-1] > _NEAR:
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
+
+
+def _between(column: str, span: Span | None) -> str:
+    if span is None:
+        return ""
+    low, high = span
+    if np.isnan(low) or np.isnan(high):
+        raise Invalid(f"expected a range of two numbers, got [{low}, {high}]")
+    return f" AND {column} BETWEEN {low!r} AND {high!r}"
