@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import gzip
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote, urlsplit
 
 import orjson
-import urllib3
 
 from icecore.errors import (
     Conflict,
@@ -28,6 +26,9 @@ from icecore.errors import (
 from icecore.http import note_position
 from icecore.limits import most
 from icecore.notes import warn
+
+if TYPE_CHECKING:
+    import urllib3
 
 EVENTS_MOST: Final = most("request_events")
 BYTES_MOST: Final = most("request_bytes") - 64 * 1024
@@ -57,9 +58,9 @@ class Transport:
         self.url = url
         host = urlsplit(url).hostname or ""
         self._near = host == "localhost" or host.startswith("127.") or host == "::1"
-        self._timeout = urllib3.Timeout(connect=connect_timeout, read=read_timeout)
+        self._timeouts = (connect_timeout, read_timeout)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+        self._pool: urllib3.PoolManager | None = None
         self.token = ""
         """Covers everything this transport has sent."""
 
@@ -71,12 +72,31 @@ class Transport:
             body = gzip.compress(body, 1, mtime=0)
             headers["Content-Encoding"] = "gzip"
         try:
-            response = self._pool.request(
-                "POST", f"{self.url}/api/v1/events", body=body, headers=headers, timeout=self._timeout, redirect=False
-            )
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            response = self._request("POST", "events", self._timeouts, headers, body)
+        except OSError as error:
             return Answer("unreachable", _words_of(error))
         return self._judge(response)
+
+    def _request(
+        self, method: str, path: str, timeouts: tuple[float, float], headers: dict[str, str], body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """One request, without retries or redirects; whatever goes wrong on the way is an OSError."""
+        import urllib3  # here, in the uploader's thread: it is a third of what `init` would cost
+
+        if self._pool is None:
+            self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+        connect, read = timeouts
+        try:
+            return self._pool.request(
+                method,
+                f"{self.url}/api/v1/{path}",
+                body=body,
+                headers=headers,
+                timeout=urllib3.Timeout(connect=connect, read=read),
+                redirect=False,
+            )
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise ConnectionError(_words_of(error)) from error
 
     def _judge(self, response: urllib3.BaseHTTPResponse) -> Answer:
         status = response.status
@@ -112,10 +132,8 @@ class Transport:
         if position:
             headers["Icecore-Position"] = position
         try:
-            response = self._pool.request(
-                "GET", f"{self.url}/api/v1/{path}", headers=headers, timeout=timeout, redirect=False
-            )
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            response = self._request("GET", path, (timeout, timeout), headers)
+        except OSError as error:
             raise ServerUnreachable(
                 f"expected an icecore server at {self.url}, got: {_words_of(error)}",
                 hint="start it with `icecore up`, or set ICECORE_URL",
@@ -154,7 +172,8 @@ class Transport:
 
     def close(self) -> None:
         """Close the connection."""
-        self._pool.clear()
+        if self._pool is not None:
+            self._pool.clear()
 
 
 _ERRORS: Final[Mapping[int, type[IcecoreError]]] = {
@@ -206,6 +225,8 @@ def _retry_after(text: str | None) -> float | None:
     """Seconds to wait, from either form of Retry-After."""
     if not text:
         return None
+    import email.utils
+
     try:
         seconds = float(text)
     except ValueError:
