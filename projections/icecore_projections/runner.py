@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 import duckdb
 import pyarrow as pa
@@ -39,7 +39,6 @@ BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries after an unexpected failure; the last one goes on."""
 
 State = Literal["running", "waiting", "halted"]
-Skipped: TypeAlias = "Counter[tuple[str, int]]"
 
 
 @dataclass(slots=True)
@@ -64,8 +63,8 @@ class Decoded:
     records: Sequence[StoredRecord]
     events: list[Applied] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
-    skipped: Skipped = field(default_factory=Counter)
-    """By type and version."""
+    skipped: list[StoredRecord] = field(default_factory=list)
+    """Of types or versions that this release does not know."""
 
 
 class Runner:
@@ -192,7 +191,7 @@ class Runner:
             fresh = {record.position.offset: record for record in kept}
             events = [e for e in batch.events if e.position.offset in fresh and e.event.TYPE in fold.types]
             fold.load(con, events)
-            skipped = _skipped_rows(con, place, batch.skipped)
+            skipped = _skipped_rows(con, place, [r for r in batch.skipped if r.position.offset in fresh])
         folded, bad = sift(lambda part: fold.fold(place, part), events)
         dead = [letter for letter in batch.dead if letter.record.position.offset in fresh]
         dead += [Dead(fresh[offset], reason) for offset, reason in bad.items()]
@@ -335,7 +334,7 @@ def decode(batch: Batch) -> Decoded:
             decoded.dead.append(Dead(record, said(error)))
             continue
         if event is None:
-            decoded.skipped[envelope.type, envelope.v] += 1
+            decoded.skipped.append(record)
         else:
             decoded.events.append(Applied(record.position, envelope, record.key, event))
     return decoded
@@ -359,10 +358,13 @@ def _rejected(rejected: Sequence[tuple[Applied, str]]) -> Changes:
     return Changes({"rejections": [rows.append_column("reason", pa.array([why for _, why in rejected], pa.string()))]})
 
 
-def _skipped_rows(con: duckdb.DuckDBPyConnection, place: Place, skipped: Skipped) -> dict[str, list[Rows]]:
+def _skipped_rows(
+    con: duckdb.DuckDBPyConnection, place: Place, records: Sequence[StoredRecord]
+) -> dict[str, list[Rows]]:
     """The counts of unknown events, with those of this batch added."""
-    if not skipped:
+    if not records:
         return {}
+    skipped = Counter((record.envelope.type, record.envelope.v) for record in records)
     key = ("stream", "part", "type", "v")
     found = con.execute(
         "SELECT type, v, n FROM skipped WHERE stream = ? AND part = ?", [place.stream, place.partition]
