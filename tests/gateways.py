@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 import uvicorn
@@ -58,6 +58,7 @@ class GatewayProcess:
     port: int = 0
     process: subprocess.Popen[str] | None = None
     stderr: list[str] = field(default_factory=list)
+    _readers: list[threading.Thread] = field(default_factory=list, repr=False)
 
     def start(self) -> GatewayProcess:
         self.key = on_log(self.data, found_owner) or self.key
@@ -70,7 +71,9 @@ class GatewayProcess:
         )
         lines: queue.Queue[str] = queue.Queue()
         for stream, take in ((self.process.stdout, lines.put), (self.process.stderr, self.stderr.append)):
-            threading.Thread(target=lambda s=stream, t=take: [t(line) for line in s], daemon=True).start()
+            assert stream is not None
+            self._readers.append(threading.Thread(target=_drain, args=(stream, take), daemon=True))
+            self._readers[-1].start()
         ready = json.loads(lines.get(timeout=30))
         assert ready["ready"] is True
         assert ready["pid"] == self.process.pid
@@ -88,6 +91,8 @@ class GatewayProcess:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             self.process.wait(10)
+            for reader in self._readers:
+                reader.join(10)
 
     # -------------------------------------------------------------------------------------------- requests
 
@@ -141,6 +146,12 @@ class GatewayProcess:
     def counts(self) -> dict[str, int]:
         """How many records each stream holds."""
         return {stream: len(self.records(stream)) for stream in STREAMS}
+
+
+def _drain(stream: IO[str], take: Callable[[str], None]) -> None:
+    with stream:
+        for line in stream:
+            take(line)
 
 
 def on_log(data: Path, act: Callable[[SQLiteLog], Awaitable[Any]], *, readonly: bool = False) -> Any:
