@@ -40,13 +40,13 @@ class Folding:
         self._waiting: queue.SimpleQueue[Callable[[], Awaitable[None]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="folding", daemon=True)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to fold.
 
         Raises:
             StoreAhead: the store has folded records that the log does not have.
         """
-        self.store.check(self._loop.run_until_complete(self.log.end()))
+        self.store.check(await self.log.end())
         self._thread.start()
 
     def stop(self) -> None:

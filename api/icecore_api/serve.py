@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-import threading
+import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ async def serve(settings: Settings) -> int:
     data = settings.data
     log = SQLiteLog.open(data / "log")
     folding = Folding(data, say=say)
-    folding.start()
+    await folding.start()
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
     context = Context(
@@ -116,12 +116,19 @@ async def serve(settings: Settings) -> int:
 
 
 def processes(data: Path) -> Mapping[str, Any]:
-    """The supervisor's word on its children; empty where there is none."""
+    """The supervisor's word on itself and its children: pids, states, restarts."""
     try:
         report = json.loads((data / "run" / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        children: dict[str, dict[str, Any]] = report["children"]
+    except (OSError, ValueError, KeyError):
         return {"store": os.getpid()}
-    return dict(report)
+    return {
+        "supervisor": report["supervisor"],
+        **{name: child["pid"] for name, child in children.items()},
+        "states": {name: child["state"] for name, child in children.items()},
+        "restarts": {name: child["restarts"] for name, child in children.items()},
+        "last_exits": {name: child["last_exit"] for name, child in children.items() if child["last_exit"]},
+    }
 
 
 def _quiet_uvicorn() -> None:
@@ -144,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IcecoreError as error:
         say("cannot start", **error.body()["error"])
         return 2
+    except Exception as error:  # noqa: BLE001 - a bug: the supervisor starts us again, and the words say where it is
+        frames = traceback.extract_tb(error.__traceback__)[-3:]
+        say("failed", error=repr(error), at=[f"{frame.filename}:{frame.lineno}" for frame in frames])
+        return 1
 
 
 if __name__ == "__main__":
-    threading.stack_size(8 << 20)
     raise SystemExit(main())

@@ -60,6 +60,8 @@ class Child:
     state: str = "starting"
     last_exit: str = ""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    gave_up: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it keeps dying: at the start of `icecore up` that ends it; later it is tried on and on."""
 
     def report(self) -> dict[str, Any]:
         """What `status` says of it."""
@@ -163,15 +165,16 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         self._tasks = [asyncio.create_task(self._keep(child)) for child in self._children]
         for child in self._children:
-            ready = asyncio.create_task(child.ready.wait())
-            stop = asyncio.create_task(self._stopping.wait())
-            await asyncio.wait({ready, stop}, timeout=READY_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
-            stop.cancel()
-            if not ready.done() and not self._stopping.is_set():
-                ready.cancel()
+            waits = [asyncio.create_task(event.wait()) for event in (child.ready, child.gave_up, self._stopping)]
+            await asyncio.wait(waits, timeout=READY_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if not child.ready.is_set() and not self._stopping.is_set():
                 await self._stop_all()
                 raise Unavailable(
-                    f"expected the {child.name} to be ready within {READY_WITHIN_S:.0f} s, got {child.state}"
+                    f"expected the {child.name} to be ready within {READY_WITHIN_S:.0f} s, "
+                    f"got {child.restarts} starts that ended with {child.last_exit or 'nothing yet'}",
+                    hint="its own words are above",
                 )
 
     async def run(self) -> None:
@@ -192,6 +195,8 @@ class Supervisor:
             child.restarts += 1
             child.last_exit = f"signal {-code}" if code < 0 else f"exit code {code}"
             child.state = "keeps dying" if row > AFTER_READY else "restarting"
+            if row > AFTER_READY:
+                child.gave_up.set()
             self._write_status()
             self._say(f"the {child.name} ended with {child.last_exit}; starting it again")
 

@@ -6,9 +6,9 @@ is gone, even by kill -9, and the child stops as if it had been asked to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 
 
@@ -16,11 +16,9 @@ def end_with_parent() -> None:
     """Send this process SIGTERM once standard input ends. Call it once, in a process started with a pipe there."""
 
     def watch() -> None:
-        try:
-            while sys.stdin.buffer.read(4096):
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
                 pass
-        except (OSError, ValueError):
-            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
