@@ -38,7 +38,7 @@ def test_lists_truths_and_folders(tmp_path):
 
     assert settings.tags == ("a", "b", "c")
     assert settings.silent
-    assert not settings.console
+    assert settings.console == "off"
     assert settings.dir.is_absolute()
 
 
