@@ -34,7 +34,7 @@ STARTED = 1_700_000_000_000
 class Tables:
     """An in-memory store. Series numbers are 256 apart, as the metrics' fold gives them."""
 
-    con: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect())
+    con: duckdb.DuckDBPyConnection = field(default_factory=duckdb.connect)
     points: list[Point] = field(default_factory=list)
     series: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
@@ -52,8 +52,20 @@ class Tables:
         self.con.execute(
             'INSERT INTO current_runs (run, off, off_first, entity, project, id, "group", job_type, tags, started_ts, '
             "deleted, heard_ts, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'finished')",
-            [number, off, off, entity, project, name, fields.get("group", ""), fields.get("job_type", "")]
-            + [fields.get("tags", []), STARTED, deleted, STARTED],
+            [
+                number,
+                off,
+                off,
+                entity,
+                project,
+                name,
+                fields.get("group", ""),
+                fields.get("job_type", ""),
+                fields.get("tags", []),
+                STARTED,
+                deleted,
+                STARTED,
+            ],
         )
         for root in ("config", "summary"):
             for key, value in fields.get(root, {}).items():
@@ -106,8 +118,17 @@ class Tables:
             self.con.execute(
                 "INSERT INTO series (series, run, kind, key, n, last_step, last, last_text, off) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [number, run_number(run), kind, key, len(mine), top.step, None if text is not None else top.value]
-                + [text, top.off],
+                [
+                    number,
+                    run_number(run),
+                    kind,
+                    key,
+                    len(mine),
+                    top.step,
+                    None if text is not None else top.value,
+                    text,
+                    top.off,
+                ],
             )
         return self
 

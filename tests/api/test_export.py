@@ -16,11 +16,11 @@ import pytest
 from icecore.errors import NotFound
 from icecore_api.queries.export import Export, runs_of_project
 from icecore_api.queries.formats import encode
-from icecore_api.queries.points import AsOf
+from icecore_api.queries.points import NOW, AsOf
 from points_tables import STARTED, Point, Tables, random_tables
 
 
-def export(tables: Tables, upto: AsOf = AsOf(), batch_rows: int = 2048, kind: Any = "metric") -> Export:
+def export(tables: Tables, upto: AsOf = NOW, batch_rows: int = 2048, kind: Any = "metric") -> Export:
     paths, numbers = runs_of_project(tables.con, "e", "p", upto)
     return Export(tables.con, paths, numbers, kind, upto, batch_rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import random
 from collections import defaultdict
@@ -22,6 +23,7 @@ from icecore_api.routes.history import parse_keys
 from points_tables import STARTED, Point, Tables, number
 
 RUN = "e/p/r"
+ALL = Range()
 NAMES = {math.inf: "Infinity", -math.inf: "-Infinity"}
 TEXTS = ["", "=1+1", "+x", "-x", "@x", "\tx", "\rx", "a,b", 'q"', "line\nbreak", "ü"]
 
@@ -78,7 +80,7 @@ def named(value: Any) -> Any:
     return value
 
 
-def objects(tables: Tables, rows: Range = Range()) -> list[dict[str, Any]]:
+def objects(tables: Tables, rows: Range = ALL) -> list[dict[str, Any]]:
     return [row for block in read(tables, rows).objects() for row in block]
 
 
@@ -138,7 +140,7 @@ def test_samples_are_rows_evenly_spread(samples: int) -> None:
     assert at[-1] == len(full) - 1
     if samples > 1:
         assert at[0] == 0
-        gaps = [b - a for a, b in zip(at, at[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(at)]
         assert max(gaps) - min(gaps) <= 1
 
 

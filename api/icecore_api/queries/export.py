@@ -7,7 +7,7 @@ arrival. Sorting a project of a hundred million points is left to whoever needs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -85,11 +85,13 @@ class Export:
                 last.to_numpy(zero_copy_only=False) if value == "value" else last,
             )
 
-    def _batch(self, series: Array, step: Array, ts: Array, value: pa.Array, text: pa.Array | None) -> pa.RecordBatch:
+    def _batch(
+        self, series: Array, step: Array, ts: Array, value: pa.Array[Any], text: pa.Array[Any] | None
+    ) -> pa.RecordBatch:
         run, key = self._lookup.codes(series)
-        arrays = [
-            pa.DictionaryArray.from_arrays(pa.array(run), self._lookup.runs),
-            pa.DictionaryArray.from_arrays(pa.array(key), self._lookup.keys),
+        arrays: list[pa.Array[Any]] = [
+            pa.DictionaryArray.from_arrays(run, self._lookup.runs),
+            pa.DictionaryArray.from_arrays(key, self._lookup.keys),
             pa.array(step),
             pa.array(ts).view(pa.timestamp("ms", tz="UTC")),
             value,
@@ -122,11 +124,12 @@ def runs_of_project(cursor: Any, entity: str, project: str, upto: AsOf = NOW) ->
 
 
 def _series_of(cursor: Any, runs: Sequence[int], kinds: Sequence[str]) -> pa.Table:
-    return cursor.execute(
+    found = cursor.execute(
         "SELECT series, run, kind, key FROM series WHERE run IN (SELECT unnest($1)) AND kind IN (SELECT unnest($2)) "
         "ORDER BY series",
         [list(runs), list(kinds)],
     ).to_arrow_table()
+    return cast("pa.Table", found)
 
 
 class _Lookup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal, cast
 
 import numpy as np
 import orjson
@@ -92,7 +92,7 @@ def _arrow(schema: pa.Schema, batches: Iterable[pa.RecordBatch], compression: Co
 
 def _parquet(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[bytes]:
     sink = _Pieces()
-    with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with pyarrow.parquet.ParquetWriter(cast("IO[bytes]", sink), schema, compression="zstd") as writer:
         waiting: list[pa.RecordBatch] = []
         size = 0
         for batch in batches:
@@ -112,7 +112,7 @@ def _csv(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[bytes
     plain = pa.schema(
         [pa.field(_safe_name(field.name), pa.string() if _is_text(field.type) else field.type) for field in schema]
     )
-    with pyarrow.csv.CSVWriter(sink, plain) as writer:
+    with pyarrow.csv.CSVWriter(cast("IO[bytes]", sink), plain) as writer:
         yield sink.take()
         for batch in batches:
             columns = [_safe_cells(column) if _is_text(column.type) else column for column in batch.columns]
@@ -125,9 +125,9 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_dictionary(kind)
 
 
-def _safe_cells(column: pa.Array) -> pa.Array:
+def _safe_cells(column: pa.Array[Any]) -> pa.Array[Any]:
     """Texts that a spreadsheet will not run: those that begin like a formula get an apostrophe before them."""
-    if pa.types.is_dictionary(column.type):
+    if isinstance(column, pa.DictionaryArray):
         return _safe_cells(column.dictionary).take(column.indices)
     return pc.replace_substring_regex(column, pattern=f"({_FORMULA})", replacement=r"'\1", max_replacements=1)
 
@@ -167,7 +167,7 @@ def batch_objects(batches: Iterable[pa.RecordBatch]) -> Iterator[list[dict[str, 
         yield rows
 
 
-def _json_cells(column: pa.Array) -> list[Any]:
+def _json_cells(column: pa.Array[Any]) -> list[Any]:
     """One column's cells as orjson takes them."""
     if pa.types.is_floating(column.type):
         return json_numbers(column.to_numpy(zero_copy_only=False), column)
@@ -176,7 +176,7 @@ def _json_cells(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def json_numbers(values: Array, column: pa.Array | None = None) -> list[Any]:
+def json_numbers(values: Array, column: pa.Array[Any] | None = None) -> list[Any]:
     """Floats as JSON has them: what is not finite by its name, and null where `column` is."""
     cells: list[Any] = values.tolist()
     for index in np.flatnonzero(~np.isfinite(values)).tolist():

@@ -236,7 +236,8 @@ def _last_values(cursor: Any, numbers: list[int], key: str, upto: AsOf) -> dict[
         rows = cursor.execute(
             "WITH s AS (SELECT series, run, kind FROM series "
             "WHERE key = $2 AND kind <> 'system' AND run IN (SELECT unnest($1))), "
-            "p AS (SELECT series, step, off, value, NULL AS text FROM points_cold WHERE series IN (SELECT series FROM s) "
+            "p AS (SELECT series, step, off, value, NULL AS text FROM points_cold "
+            "WHERE series IN (SELECT series FROM s) "
             "UNION ALL SELECT series, step, off, value, NULL FROM points_hot WHERE series IN (SELECT series FROM s) "
             "UNION ALL SELECT series, step, off, NULL, text FROM texts WHERE series IN (SELECT series FROM s)) "
             "SELECT run, kind, value, text FROM p JOIN s USING (series) WHERE off < $3 ORDER BY step, off",

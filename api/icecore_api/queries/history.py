@@ -114,7 +114,11 @@ def _kind_of(kinds: set[str]) -> ColumnKind:
 
 def _schema(columns: Sequence[Column]) -> pa.Schema:
     """_step int64, _timestamp and _runtime float64 seconds, then the keys; JSON columns say so in their metadata."""
-    fields = [pa.field(STEP, pa.int64()), pa.field(TIMESTAMP, pa.float64()), pa.field(RUNTIME, pa.float64())]
+    fields: list[pa.Field[Any]] = [
+        pa.field(STEP, pa.int64()),
+        pa.field(TIMESTAMP, pa.float64()),
+        pa.field(RUNTIME, pa.float64()),
+    ]
     for column in columns:
         metadata = {"icecore.kind": "json"} if column.kind == "json" else None
         fields.append(pa.field(column.key, _ARROW[column.kind], metadata=metadata))
@@ -151,12 +155,11 @@ class _Source:
         for kind, table in (("metric", "points"), ("system", "system")):
             if kind in kinds:
                 number = "series, step, ts, value, NULL::VARCHAR AS text, off"
-                parts.append(f"SELECT {number}, rowid AS ord FROM {table}_cold WHERE {where}")
-                parts.append(f"SELECT {number}, rowid + {1 << 60} FROM {table}_hot WHERE {where}")
+                parts.append(f"SELECT {number}, rowid AS ord FROM {table}_cold WHERE {where}")  # noqa: S608
+                parts.append(f"SELECT {number}, rowid + {1 << 60} FROM {table}_hot WHERE {where}")  # noqa: S608
         if kinds & {"text", "bool"}:
-            parts.append(
-                f"SELECT series, step, ts, NULL::DOUBLE AS value, text, off, rowid AS ord FROM texts WHERE {where}"
-            )
+            text = "series, step, ts, NULL::DOUBLE AS value, text, off"
+            parts.append(f"SELECT {text}, rowid AS ord FROM texts WHERE {where}")  # noqa: S608
         return " UNION ALL ".join(parts)
 
     def columns_sql(self) -> str:
@@ -173,8 +176,9 @@ def _sampled(source: _Source, samples: int) -> tuple[Array, Array]:
     if not source.numbers:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     table = source.cursor.execute(
-        "SELECT step, max(c) AS c FROM (SELECT step, col, count(*) AS c FROM "  # noqa: S608 - numbers only
-        f"({source.union()}) JOIN {source.columns_sql()} USING (series) GROUP BY step, col) GROUP BY step ORDER BY step",
+        "SELECT step, max(c) AS c FROM (SELECT step, col, count(*) AS c "  # noqa: S608 - numbers only
+        f"FROM ({source.union()}) JOIN {source.columns_sql()} USING (series) GROUP BY step, col) "
+        "GROUP BY step ORDER BY step",
         source.parameters(),
     ).to_arrow_table()
     steps = table.column("step").to_numpy()
@@ -200,7 +204,7 @@ class _Block:
     col: Array
     number: Array
     value: Array
-    text: pa.Array
+    text: pa.Array[Any]
 
     def cut(self, begin: int, end: int) -> _Block:
         return _Block(
@@ -216,11 +220,11 @@ class _Block:
     def joined(cls, blocks: Sequence[_Block]) -> _Block:
         if len(blocks) == 1:
             return blocks[0]
-        arrays = [
+        step, ts, col, number, value = (
             np.concatenate([getattr(block, name) for block in blocks])
             for name in ("step", "ts", "col", "number", "value")
-        ]
-        return cls(*arrays, pa.concat_arrays([block.text for block in blocks]))
+        )
+        return cls(step, ts, col, number, value, pa.concat_arrays([block.text for block in blocks]))
 
 
 def _blocks(source: _Source, chosen: tuple[Array, Array] | None) -> Iterator[_Block]:
@@ -285,7 +289,11 @@ class Rows:
             by_column = np.argsort(self.col[begin:end], kind="stable") + begin
             at, points = self.at[by_column] - first, self.points[by_column]
             bounds = np.searchsorted(self.col[by_column], np.arange(len(columns) + 1))
-            arrays = [pa.array(self.step[rows]), pa.array(self.timestamp[rows]), pa.array(self.runtime[rows])]
+            arrays: list[pa.Array[Any]] = [
+                pa.array(self.step[rows]),
+                pa.array(self.timestamp[rows]),
+                pa.array(self.runtime[rows]),
+            ]
             for index, column in enumerate(columns):
                 mine = slice(bounds[index], bounds[index + 1])
                 arrays.append(self._column(points[mine], at[mine], rows.stop - first, column.kind))
@@ -312,14 +320,14 @@ class Rows:
         for index in np.flatnonzero(~np.isfinite(numbers)).tolist():
             values[index] = json_number(values[index])
         if self.block.text.null_count < len(self.block.text):
-            texts = self.block.text.take(pa.array(self.points)).to_pylist()
+            texts = self.block.text.take(self.points).to_pylist()
             kinds = self.kind_of
             for index, (text, number) in enumerate(zip(texts, self.block.number[self.points].tolist(), strict=True)):
                 if text is not None:
                     values[index] = text == "true" if kinds[number] == "bool" else text
         return values
 
-    def _column(self, points: Array, at: Array, rows: int, kind: ColumnKind) -> pa.Array:
+    def _column(self, points: Array, at: Array, rows: int, kind: ColumnKind) -> pa.Array[Any]:
         """One column of a batch."""
         if kind == "number":
             values = np.zeros(rows)
@@ -328,7 +336,7 @@ class Rows:
             missing[at] = False
             return pa.array(values, mask=missing if len(at) < rows else None)
         cells: list[Any] = [None] * rows
-        texts = self.block.text.take(pa.array(points)).to_pylist()
+        texts = self.block.text.take(points).to_pylist()
         if kind == "text":
             found: Sequence[Any] = texts
         elif kind == "bool":

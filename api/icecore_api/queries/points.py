@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -213,7 +213,7 @@ def read_points(
             for group in _neighbours(series)
         ]
     if where != "cold":
-        parts.append(_fetch(cursor, f"SELECT {columns} FROM {table}_hot WHERE {_among(sorted(series))}{within}"))
+        parts.append(_fetch(cursor, f"SELECT {columns} FROM {table}_hot WHERE {_among(sorted(series))}{within}"))  # noqa: S608
     names, x, value = (_column(parts, i) for i in range(3))
     curves = {number: Curve(x[rows], value[rows]) for number, rows in _split(names)}
     if axis == "ts":
@@ -234,7 +234,7 @@ def read_chunks(
     table = _TABLES[kind]
     overlap = "" if span is None else f" AND {axis}_last >= {span[0]!r} AND {axis}_first <= {span[1]!r}"
     columns = f"series, {axis}_first, last, {axis}_last, n, nans, least, most, total"
-    rows = _fetch(cursor, f"SELECT {columns} FROM {table}_rollup WHERE {_among(sorted(series))}{overlap}")
+    rows = _fetch(cursor, f"SELECT {columns} FROM {table}_rollup WHERE {_among(sorted(series))}{overlap}")  # noqa: S608
     parts = [rows]
     names = _column(parts, 0)
     cold = [_column(parts, i) for i in range(1, 9)]
@@ -263,11 +263,13 @@ def _merged(cold: list[Array], hot: Curve | None) -> Curve:
         ]
         points = [np.where(missing, blank, hot.value) for blank in (np.inf, -np.inf, 0.0)]
         stats = [np.concatenate(pair) for pair in zip(stats, points, strict=True)]
-    return Curve(x, last, Chunks(x_last, *counts, *stats, np.arange(len(x)))).ordered()
+    return Curve(
+        x, last, Chunks(x_last, counts[0], counts[1], stats[0], stats[1], stats[2], np.arange(len(x)))
+    ).ordered()
 
 
 def _fetch(cursor: Any, sql: str) -> pa.Table:
-    return cursor.execute(sql).to_arrow_table()
+    return cast("pa.Table", cursor.execute(sql).to_arrow_table())
 
 
 def _column(parts: Iterable[pa.Table], index: int) -> Array:

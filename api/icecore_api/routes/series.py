@@ -223,8 +223,8 @@ def as_arrow(found: Sequence[Line | Band], *, grouped: bool) -> bytes:
         rows = len(arrays["x"])
         label = one.run if isinstance(one, Line) else one.group
         first = [None if label is None else label if isinstance(label, str) else orjson.dumps(label).decode()]
-        labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(first, pa.string()))
-        keys = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([one.key]))
+        labels = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array(first, pa.string()))
+        keys = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([one.key]))
         tables.append(pa.table({"group" if grouped else "run": labels, "key": keys, **arrays}))
     sink = io.BytesIO()
     table = pa.concat_tables(tables).unify_dictionaries() if tables else pa.table({})
