@@ -156,10 +156,9 @@ def _errors(report: Report) -> int:
 def _of_error(what: str, error: IcecoreError) -> Finding:
     """An error's sentence is "expected X, got Y": taken apart again."""
     expected, _, found = error.message.removeprefix("expected ").partition(", got ")
-    where = error.facts.get("file") or ":".join(
-        str(error.facts[name]) for name in ("stream", "partition", "offset") if name in error.facts
-    )
-    return Finding("error", what, str(where), expected, found or error.message, error.hint)
+    position = ":".join(str(error.facts[name]) for name in ("stream", "partition", "offset") if name in error.facts)
+    where = " in ".join(filter(None, (position, str(error.facts.get("file", "")))))
+    return Finding("error", what, where, expected, found or error.message, error.hint)
 
 
 # ------------------------------------------------------------------------------------------------------ 1. the log
