@@ -18,6 +18,7 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
     |-- Unavailable       503   try again later
     |   `-- NotYet        503   the projection has not reached the position asked for
     |-- ServerUnreachable       the client found no server
+    |-- ServerFailed      500   the server answered, but not with anything that is in this tree
     |-- LogError          503   the log cannot take or give records
     |   |-- LogFull             no space left
     |   |-- LogReadOnly         the folder or file cannot be written
@@ -158,6 +159,12 @@ class ServerUnreachable(IcecoreError):
 
     status = 503
     code = "server_unreachable"
+
+
+class ServerFailed(IcecoreError):
+    """The server, or something before it, answered with no error of this tree."""
+
+    code = "server_failed"
 
 
 class LogError(IcecoreError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from icecore import errors
-from icecore.errors import IcecoreError, ServerUnreachable, Unauthenticated
+from icecore.errors import IcecoreError, ServerFailed, ServerUnreachable, Unauthenticated
 from icecore.position import Token
 
 if TYPE_CHECKING:
@@ -193,9 +193,9 @@ def error_of_answer(status: int, body: bytes, retry_after: str = "") -> IcecoreE
     with contextlib.suppress(ValueError):
         facts.setdefault("retry_after", float(retry_after))
     classes = _all_errors()
-    by_code = [cls for cls in classes if cls.code == code]
-    by_status = [cls for cls in classes if cls.status == status and "status" in vars(cls)]
-    chosen = (by_code or by_status or [IcecoreError])[0]
+    by_code = [cls for cls in classes if cls.code == code and cls is not IcecoreError]
+    by_status = [cls for cls in classes if cls.status == status and "status" in vars(cls) and cls is not IcecoreError]
+    chosen = (by_code or by_status or [ServerFailed])[0]
     return chosen(message, hint=hint, **{k: v for k, v in facts.items() if k not in {"message", "hint"}})
 
 

@@ -27,6 +27,7 @@ from icecore.errors import (
     Invalid,
     NotFound,
     NotYet,
+    ServerFailed,
     ServerUnreachable,
     Unauthenticated,
     Unavailable,
@@ -349,8 +350,9 @@ def test_a_refused_delete_is_not_repeated(api: Api, said: AnsweringServer) -> No
         (422, "invalid", Invalid),
         (422, "a_new_code", Invalid),
         (503, "something", Unavailable),
-        (500, "", IcecoreError),
-        (418, "", IcecoreError),
+        (500, "", ServerFailed),
+        (500, "error", ServerFailed),
+        (418, "", ServerFailed),
     ],
 )
 def test_errors_keep_their_words(status: int, code: str, kind: type[IcecoreError]) -> None:

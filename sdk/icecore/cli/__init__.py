@@ -38,6 +38,7 @@ def run(words: Sequence[str]) -> int:
     from icecore.cli.group import cli
 
     as_json = "--json" in words
+    help_at = next((f"icecore {word} --help" for word in words if not word.startswith("-")), "icecore --help")
     try:
         status = cli.main(list(words), prog_name="icecore", standalone_mode=False)
     except click.exceptions.Exit as end:
@@ -48,6 +49,8 @@ def run(words: Sequence[str]) -> int:
     except click.ClickException as error:
         return _fail(IcecoreError(error.format_message()), as_json)
     except IcecoreError as error:
+        if not error.hint and exit_code_of(error) == 2:
+            error.hint = help_at
         return _fail(error, as_json)
     except ModuleNotFoundError as error:
         return _fail(_missing(error, words), as_json)

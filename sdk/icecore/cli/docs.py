@@ -13,7 +13,9 @@ from icecore.cli.group import CLIENT_COMMANDS, HEADINGS, Commands, cli
 def render() -> str:
     """Every command's help as `icecore NAME --help` prints it 100 columns wide, then the exit codes."""
     parts = [_section("icecore", cli, None)]
-    root = click.Context(cli, info_name="icecore", max_content_width=100, terminal_width=100)
+    root = click.Context(
+        cli, info_name="icecore", max_content_width=100, terminal_width=100, help_option_names=["-h", "--help"]
+    )
     group = cli
     if not isinstance(group, Commands):
         raise TypeError("expected the group of commands")
@@ -30,7 +32,14 @@ def render() -> str:
 def _sections(title: str, name: str, command: click.Command, parent: click.Context) -> list[str]:
     found = [_section(title, command, parent, name)]
     if isinstance(command, click.Group):
-        context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+        context = click.Context(
+            command,
+            info_name=name,
+            parent=parent,
+            max_content_width=100,
+            terminal_width=100,
+            help_option_names=["-h", "--help"],
+        )
         for inner in command.list_commands(context):
             inside = command.get_command(context, inner)
             if inside is not None:
@@ -39,7 +48,14 @@ def _sections(title: str, name: str, command: click.Command, parent: click.Conte
 
 
 def _section(title: str, command: click.Command, parent: click.Context | None, name: str = "icecore") -> str:
-    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    context = click.Context(
+        command,
+        info_name=name,
+        parent=parent,
+        max_content_width=100,
+        terminal_width=100,
+        help_option_names=["-h", "--help"],
+    )
     return f"## {title}\n\n```\n{command.get_help(context).rstrip()}\n```"
 
 
