@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icecore_projections.schema import TABLES
+from icecore_projections.schema import INDEXES, TABLES
 
 KINDS: Final = ("points", "system")
 
@@ -26,10 +26,13 @@ IDLE_ROWS: Final = 500_000
 BUCKET: Final = 64
 """Consecutive points of a series in one row of the rollup."""
 
-UNSORTED_VALUES: Final = 200_000
-"""So many rows of `run_values` out of order are worth sorting the table again."""
+SORTED: Final = {"run_values": "path, run", "series": "kind, key, run, series"}
+"""Tables that are kept roughly in an order."""
 
-_TURNING: Final = "CASE WHEN (series >> 8) & 1 = 1 THEN -step ELSE step END"
+UNSORTED_ROWS: Final = 200_000
+"""So many rows out of order are worth sorting such a table again, when nothing is coming in."""
+
+_TURNING: Final = "CASE WHEN (series >> 8) & 1 = 1 THEN ~step ELSE step END"
 """Every other series of a piece lies backwards: where one ends the next begins at a step and time close by, and the
 differences that are stored stay small. Measured: 1.6 bytes a point less."""
 
@@ -89,11 +92,16 @@ def rollup(points: dict[str, npt.NDArray[np.generic]]) -> pa.Table:
     )
 
 
-def resort_values(con: duckdb.DuckDBPyConnection) -> None:
-    """Sort `run_values` by (path, run), within the caller's transaction: filters read one stretch of it then."""
-    con.execute("CREATE TABLE run_values_sorted AS SELECT * FROM run_values ORDER BY path, run")
-    con.execute("DROP TABLE run_values")
-    con.execute("ALTER TABLE run_values_sorted RENAME TO run_values")
+def resort(con: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Sort a table of `SORTED` again, within the caller's transaction: queries read one stretch of it then."""
+    columns = TABLES[table]
+    con.execute(f"CREATE TABLE {table}_sorted ({columns})")
+    con.execute(f"INSERT INTO {table}_sorted SELECT * FROM {table} ORDER BY {SORTED[table]}")  # noqa: S608
+    con.execute(f"DROP TABLE {table}")
+    con.execute(f"ALTER TABLE {table}_sorted RENAME TO {table}")
+    for name, indexed in INDEXES.items():
+        if indexed.startswith(f"{table} "):
+            con.execute(f"CREATE INDEX {name} ON {indexed}")
 
 
 def _insert(con: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:

@@ -49,7 +49,7 @@ class Store:
         self._token = _read_token(con)
         self.hot = compaction.sizes(con)
         """Rows in each hot table."""
-        self._values_unsorted = 0
+        self._unsorted = dict.fromkeys(compaction.SORTED, 0)
 
     @classmethod
     def open(
@@ -169,9 +169,10 @@ class Store:
     def tidy(self) -> None:
         """For quiet moments: compact what is worth it, and sort what has grown out of order."""
         self.compact(compaction.IDLE_ROWS)
-        if self._values_unsorted >= compaction.UNSORTED_VALUES:
-            self._alone(compaction.resort_values)
-            self._values_unsorted = 0
+        for table, rows in self._unsorted.items():
+            if rows >= compaction.UNSORTED_ROWS:
+                self._alone(lambda con, table=table: compaction.resort(con, table))
+                self._unsorted[table] = 0
 
     def compact(self, least: int = 1) -> bool:
         """Move hot tables of at least `least` rows to the cold ones now; whether there was one."""
@@ -264,7 +265,8 @@ class Store:
         self._put_offsets(offsets)
         self._writer.commit()
         self.hot = hot
-        self._values_unsorted += sum(rows.num_rows for rows in changes.append.get("run_values", ()))
+        for table in self._unsorted:
+            self._unsorted[table] += sum(rows.num_rows for rows in changes.append.get(table, ()))
         if full:
             self._checkpoint()
 
