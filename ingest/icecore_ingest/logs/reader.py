@@ -48,7 +48,8 @@ class Reader:
 
     def start(self) -> int:
         """The first offset that is still there."""
-        return self._segments[0].first if self._segments else 0
+        segments = list_segments(self._folder)
+        return segments[0].first if segments else 0
 
     def end(self) -> int:
         """The next offset: one look into the tail, about 10 us.

@@ -153,6 +153,8 @@ def _open(segment: Segment, place: Place, mode: str) -> sqlite3.Connection:
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         check_identity(db, segment, place)
         db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA fullfsync=1")  # macOS: fsync alone stops at the drive's cache
+        db.execute("PRAGMA checkpoint_fullfsync=1")
         db.execute("PRAGMA wal_autocheckpoint=0").fetchall()
     except sqlite3.Error as error:
         if db is not None:

@@ -234,7 +234,10 @@ def read_id(folder: Path) -> str:
 def _make(folder: Path, places: Sequence[Place]) -> str:
     """Make what is missing of a log's folders and id; safe to do by several processes at once."""
     try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in new:
+            sync_folder(path.parent)
         if not (folder / "LOG_ID").exists():
             _make_id(folder)
         for place in places:

@@ -11,6 +11,8 @@ import fcntl
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -43,13 +45,23 @@ class Turn:
             LogLocked: another process held the turn or the lock for too long.
             sqlite3.Error: anything else SQLite says.
         """
-        started = time.monotonic()
-        pause = _PAUSE_S
+        with self.held():
+            started, pause = time.monotonic(), _PAUSE_S
+            while not _begin_now(db):
+                pause = self._sleep(pause, started, file)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the turn: nobody else begins to write meanwhile.
+
+        Raises:
+            LogLocked: another process held it for too long.
+        """
+        started, pause = time.monotonic(), _PAUSE_S
         while not self._take():
             pause = self._sleep(pause, started, self._file)
         try:
-            while not _begin_now(db):
-                pause = self._sleep(pause, started, file)
+            yield
         finally:
             fcntl.flock(self._handle, fcntl.LOCK_UN)
 

@@ -84,6 +84,8 @@ def _records_in(place: Place, segment: Segment) -> int:
 def _verify_lane(place: Place, lane: Path, count: _Count) -> Iterator[Finding]:
     """Check the segments of one partition, and that each begins where the one before ends."""
     segments = list_segments(lane)
+    if not segments:
+        yield Finding(str(lane), place, None, "expected a segment, got none")
     expected: int | None = None
     for segment in segments:
         if expected is not None and segment.first != expected:

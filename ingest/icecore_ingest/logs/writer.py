@@ -16,7 +16,16 @@ from icecore.errors import IcecoreError, LogError, LogPoisoned
 from icecore.position import Place, Position
 from icecore_ingest.logs import failures
 from icecore_ingest.logs.recovery import recover
-from icecore_ingest.logs.segments import PAGE_SIZE, checksum, create_segment, is_sealed, open_writable, segment_at
+from icecore_ingest.logs.segments import (
+    PAGE_SIZE,
+    checksum,
+    create_segment,
+    is_sealed,
+    list_segments,
+    open_writable,
+    segment_at,
+    wal_size,
+)
 from icecore_ingest.logs.turn import Turn
 
 _GROUP_BYTES: Final = 8 << 20
@@ -79,7 +88,8 @@ class Writer:
         self._closing = threading.Lock()
         self._turn = Turn(folder, lock_timeout)
         try:
-            self._db = self._open_tail()
+            with self._turn.held():
+                self._db = self._open_tail()
         except BaseException:
             self._turn.close()
             raise
@@ -209,13 +219,17 @@ class Writer:
         last = self._db.execute(_TAIL).fetchall()[0][0]
         following = segment_at(self._folder, self._tail.first if last is None else last + 1)
         create_segment(following, self._place)
-        db = open_writable(following, self._place)
-        self._checkpoint()  # on the sealed one: its file alone should hold everything
-        self._db.close()
-        self._db, self._tail, self._wal_pages = db, following, 0
+        sealed, self._db = self._db, open_writable(following, self._place)
+        self._tail, self._wal_pages = following, 0
+        with contextlib.closing(sealed), contextlib.suppress(sqlite3.OperationalError):
+            # so that its file alone holds everything; if this fails, the next who opens the log does it
+            sealed.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _open_tail(self) -> sqlite3.Connection:
-        """Open the last segment, with everything in its WAL put into the file first: see `recover`."""
+        """Open the last segment, with everything in every WAL put into its file first: see `recover`."""
+        for segment in list_segments(self._folder):
+            if segment.first < self._tail.first and wal_size(segment):
+                recover(segment, self._place, self._lock_timeout).close()
         while True:
             db = recover(self._tail, self._place, self._lock_timeout)
             if not is_sealed(db):

@@ -50,10 +50,10 @@ class MemoryLog:
         """
         self._check(stream)
         count = self._partitions[stream]
+        chosen = [zlib.crc32(record.key.encode()) % count for record in records]
         positions: list[Position] = []
         with self._lock:
-            for record in records:
-                partition = zlib.crc32(record.key.encode()) % count if count > 1 else 0
+            for record, partition in zip(records, chosen, strict=True):
                 lane = self._records[Place(stream, partition)]
                 position = Position(stream, partition, len(lane))
                 lane.append(StoredRecord(position, record.key, record.envelope, record.payload))
