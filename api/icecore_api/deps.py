@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import duckdb
 import orjson
@@ -23,6 +23,28 @@ from icecore_api.context import Context, Store
 M = TypeVar("M", bound=BaseModel)
 
 
+class Deadline:
+    """Interrupts a cursor's statements from some time on.
+
+    Again and again, since an interrupt that falls between two statements is lost.
+    """
+
+    AGAIN_S: Final = 0.05
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, within_s: float) -> None:
+        self._cursor = cursor
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(within_s, self._strike)
+
+    def cancel(self) -> None:
+        """Let the cursor run."""
+        self._timer.cancel()
+
+    def _strike(self) -> None:
+        self._cursor.interrupt()
+        self._timer = self._loop.call_later(self.AGAIN_S, self._strike)
+
+
 @dataclass(slots=True)
 class Reading:
     """One request's view of one store."""
@@ -34,7 +56,7 @@ class Reading:
     now_ms: int
     crashed_before_ms: int
     """A running run not heard of since then reads as crashed."""
-    deadline: asyncio.TimerHandle
+    deadline: Deadline
 
     def begin(self) -> None:
         """Let all statements from here on see one state of the store."""
@@ -57,7 +79,7 @@ async def reading_now(context: Context) -> AsyncIterator[Reading]:
     now = context.clock_ms()
     position = store.token()
     cursor = store.cursor()
-    deadline = asyncio.get_running_loop().call_later(context.query_within_s, cursor.interrupt)
+    deadline = Deadline(cursor, context.query_within_s)
     try:
         yield Reading(store, cursor, position, now, now - round(context.crashed_after_s * 1000), deadline)
     finally:

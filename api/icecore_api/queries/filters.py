@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - the texts are fixed, and what callers send goes through Params
 """Filters in the Mongo style of wandb's `Api.runs`, as one SQL condition over an allow-list of fields.
 
     {"$or": [{"state": "running"}, {"config.lr": {"$gt": 0.01}, "tags": {"$in": ["best"]}}]}
@@ -12,7 +13,7 @@ given apart, so that the listing may start from them rather than from the runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -106,20 +107,25 @@ class Compiler:
             self.activity = True
         if not isinstance(condition, dict) or not any(key.startswith("$") for key in condition):
             return self._operator(found, "$eq", condition, here, depth, top=top)
-        options = condition.get("$options", "")
-        if options not in ("", "i") or ("$options" in condition and "$regex" not in condition):
+        return self._operators(found, condition, here, depth, top=top)
+
+    def _operators(
+        self, found: Column | PathField, operators: dict[str, Any], here: str, depth: int, *, top: bool
+    ) -> str:
+        """Operators that all hold."""
+        options = operators.get("$options", "")
+        if options not in ("", "i") or ("$options" in operators and "$regex" not in operators):
             raise _bad(f"{here}.$options", "'i' beside $regex", options)
         parts = []
-        for operator, operand in condition.items():
+        for operator, operand in operators.items():
             self._count(here)
             there = f"{here}.{operator[:120]}"
             if operator == "$options":
                 continue
-            if operator == "$regex":
-                operand = self._pattern(operand, there, options)
-            elif operator not in _OPERATORS:
+            if operator not in _OPERATORS:
                 raise _unknown(operator, there, ", ".join(_OPERATORS))
-            parts.append(self._operator(found, operator, operand, there, depth, top=top))
+            tried = self._pattern(operand, there, options) if operator == "$regex" else operand
+            parts.append(self._operator(found, operator, tried, there, depth, top=top))
         kept = [part for part in parts if part != "true"]
         return f"({' AND '.join(kept)})" if kept else "true"
 
@@ -133,29 +139,15 @@ class Compiler:
                 raise _bad(here, f"at most {most('json_depth')} levels", depth)
             if not isinstance(operand, dict) or not operand:
                 raise _bad(here, "an object of operators", operand)
-            return f"(NOT {self._negated(found, operand, here, depth + 1)})"
+            return f"(NOT {self._operators(found, operand, here, depth + 1, top=False)})"
         if positive is not None:
             return f"(NOT {self._operator(found, positive, operand, here, depth, top=False)})"
         if operator == "$exists" and operand is False:
-            return f"(NOT {self._operator(found, '$exists', True, here, depth, top=False)})"
+            present = self._operator(found, "$exists", not operand, here, depth, top=False)
+            return f"(NOT {present})"
         if isinstance(found, PathField):
             return self._value(found, operator, operand, here, top=top)
         return self._column(found, operator, operand, here)
-
-    def _negated(self, found: Column | PathField, operators: Mapping[str, Any], here: str, depth: int) -> str:
-        parts = []
-        options = operators.get("$options", "")
-        for operator, operand in operators.items():
-            self._count(here)
-            there = f"{here}.{operator[:120]}"
-            if operator == "$options":
-                continue
-            if operator not in _OPERATORS:
-                raise _unknown(operator, there, ", ".join(_OPERATORS))
-            if operator == "$regex":
-                operand = self._pattern(operand, there, options)
-            parts.append(self._operator(found, operator, operand, there, depth, top=False))
-        return f"({' AND '.join(parts)})"
 
     # ---------------------------------------------------------------------------------- config and summary
 

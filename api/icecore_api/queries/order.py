@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - the texts are fixed, and what callers send goes through Params
 """Orders and cursors: paging by the last row's values, so it stays stable while runs arrive."""
 
 from __future__ import annotations

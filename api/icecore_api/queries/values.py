@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - the texts are fixed, and what callers send goes through Params
 """Config and summary values as relations: (run, number, text), one row a run.
 
 A summary value is what was set by hand (`run_values`), else what the metrics give (`series`) by the run's
@@ -220,7 +221,7 @@ def _by_rules(
     modes = [mode for mode in AGGREGATES if mode != "none"]
     columns = ", ".join(AGGREGATES[mode].format(s="s") for mode in modes)
     rows = cursor.execute(
-        f"SELECT s.run, s.kind, s.key, s.last_text, {columns} FROM series s "  # noqa: S608 - fixed texts
+        f"SELECT s.run, s.kind, s.key, s.last_text, {columns} FROM series s "
         "WHERE s.run IN (SELECT unnest($runs)) AND s.kind <> 'system'",
         {"runs": list(metrics)},
     ).fetchall()
