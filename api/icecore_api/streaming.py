@@ -12,7 +12,6 @@ from starlette.responses import StreamingResponse
 from icecore.position import Token
 from icecore_api.answers import POSITION_HEADER
 from icecore_api.context import Store
-from icecore_api.queries.points import snapshot
 
 Begin = Callable[[duckdb.DuckDBPyConnection], Iterator[bytes]]
 """Given a cursor within a snapshot: checks the question (raising what is wrong with it), then gives the pieces."""
@@ -25,13 +24,12 @@ class _Pieces:
         self._cursor = store.cursor()
         self._lock = threading.Lock()
         self._closed = False
-        self._snapshot = snapshot(self._cursor)
         self._pieces: Iterator[bytes] = iter(())
 
     def begin(self, begin: Begin) -> bytes | None:
         """Ask the question; the first piece, None where there is none."""
         with self._lock:
-            self._snapshot.__enter__()
+            self._cursor.begin()
             self._pieces = begin(self._cursor)
             return next(self._pieces, None)
 
@@ -41,7 +39,7 @@ class _Pieces:
             return None if self._closed else next(self._pieces, None)
 
     def close(self) -> None:
-        """Stop what is running and let the cursor go."""
+        """Stop what is running and let the cursor go, and its snapshot with it."""
         self._closed = True
         self._cursor.interrupt()
         with self._lock:
