@@ -21,7 +21,7 @@ from icecore.position import LEDGER, METRICS, Place
 from icecore.testing.appender import make_record
 from icecore.testing.children import Acknowledged, child_appender
 from icecore.testing.log_contract import check_acknowledged, read_all, run
-from icecore_ingest.logs.segments import list_segments
+from icecore_ingest.logs.segments import list_segments, wal_size
 from icecore_ingest.logs.sqlite import SQLiteLog
 from icecore_ingest.logs.verify import verify
 from icecore_ingest.logs.wal import read_wal
@@ -356,6 +356,53 @@ def test_truncated_wal(killed: tuple[Path, list[Acknowledged]], tmp_path: Path) 
         assert list(verify(copy)) == []
 
 
+# ------------------------------------------------------------------------------------------------------ power cut
+
+
+@contextmanager
+def loop_mounted(image: Path, folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    done = subprocess.run(["mount", "-o", "loop", image, folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs root, to mount an image: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_power_cut(tmp_path: Path) -> None:
+    """What was acknowledged before the power went is on the disk: a copy of the device, made while it is written."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4, to make a disk")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    with (
+        loop_mounted(image, tmp_path / "disk") as disk,
+        child_appender(opener(disk / "log"), size=3000) as child,
+    ):
+        for number in range(4):
+            child.wait_for(len(child.acknowledged) + 30)
+            child.process.send_signal(signal.SIGSTOP)  # the copy takes a while, a power cut does not
+            said = list(child.acknowledged)
+            shutil.copyfile(image, tmp_path / f"copy{number}")
+            child.process.send_signal(signal.SIGCONT)
+            with loop_mounted(tmp_path / f"copy{number}", tmp_path / f"after{number}") as after:
+                run(lambda after=after, said=said: _check_and_go_on(after / "log", said))
+                assert list(verify(after / "log")) == []
+            (tmp_path / f"copy{number}").unlink()
+
+
+async def _check_and_go_on(folder: Path, said: list[Acknowledged]) -> None:
+    log = SQLiteLog.open(folder, segment_size=TINY)
+    check_acknowledged(await read_all(log), said)
+    await log.append(LEDGER, [make_record("after", 0)])
+    await log.close()
+
+
 # ----------------------------------------------------------------------------------------------------------- kill
 
 
@@ -409,6 +456,8 @@ def test_killed_while_a_segment_is_made(tmp_path: Path, call: str, when: int) ->
         log = SQLiteLog.open(tmp_path / "log", segment_size=TINY)
         check_acknowledged(await read_all(log), filling.acknowledged + said)
         await log.append(LEDGER, [make_record("after", 0)])
+        sealed = list_segments(tmp_path / "log" / "ledger-0")[:-1]
+        assert [wal_size(segment) for segment in sealed] == [0] * len(sealed)
         await log.close()
 
     run(test)
