@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -143,17 +144,23 @@ def rows_to_blocks(rows: Iterable[tuple[int, int, Mapping[str, Scalar]]]) -> lis
     Args:
         rows: `Row`s, or plain tuples of the same three parts.
     """
+    members = list(rows)
+    if not members:
+        return []
+    keys = tuple(members[0][2])
+    if {len(row[2]) for row in members} == {len(keys)}:
+        try:
+            return list(_blocks_of_group(keys, members))
+        except KeyError:
+            pass  # as many keys, but others
     groups: dict[tuple[str, ...], list[tuple[int, int, Mapping[str, Scalar]]]] = {}
-    for row in rows:
+    for row in members:
         keys = tuple(row[2])
         if keys in groups:
             groups[keys].append(row)
         else:
             groups[keys] = [row]
-    blocks: list[dict[str, Any]] = []
-    for keys, members in groups.items():
-        blocks.extend(_blocks_of_group(keys, members))
-    return blocks
+    return [block for keys, group in groups.items() for block in _blocks_of_group(keys, group)]
 
 
 def _blocks_of_group(
@@ -163,12 +170,11 @@ def _blocks_of_group(
     steps, stamps, values = zip(*rows, strict=True)
     block: dict[str, Any] = {"step": list(steps), "ts": list(stamps)}
     mixed: list[str] = []
-    # the rows have their keys in one order, so their values can be turned into columns without looking keys up
-    for key, values_of_key in zip(keys, zip(*[row.values() for row in values], strict=True), strict=True):
-        column = list(values_of_key)
-        kinds = set(map(type, column))
+    for key in keys:
+        column = [*map(itemgetter(key), values)]
+        kinds = {*map(type, column)}
         if kinds <= NUMERIC:
-            _put_numbers(block, key, column)
+            _put_numbers(block, key, column, integers=int in kinds)
         elif kinds == {str}:
             block.setdefault("text", {})[key] = column
         elif kinds == {bool}:
@@ -184,9 +190,9 @@ def _blocks_of_group(
                 yield from _blocks_of_group((key,), chosen)
 
 
-def _put_numbers(block: dict[str, Any], key: str, column: list[Any]) -> None:
+def _put_numbers(block: dict[str, Any], key: str, column: list[Any], *, integers: bool) -> None:
     """Add a numeric column, its infinities aside. NaN becomes null in orjson by itself."""
-    if int in set(map(type, column)):
+    if integers:
         # beyond 64 bits orjson refuses an int; beyond 2^53 a float64 cannot hold it anyway
         column = [v if -_FLOAT_MAX_INT <= v < _FLOAT_MAX_INT else _as_float(v) for v in column]
     if not math.isfinite(sum(column)):

@@ -21,6 +21,7 @@ RowTuple = tuple[int, int, Mapping[str, Scalar]]
 
 _PLAIN: Final = (float, int, bool)
 _VALUES_PER_EVENT: Final = 24_000
+_COLUMNS: Final = ("cols", "text", "bool")
 _DEPTH_MOST: Final = most("json_depth")
 _TEXT_MOST: Final = most("text_value_bytes")
 
@@ -125,15 +126,23 @@ def check_key(key: str) -> str:
 
 def chunks(rows: Sequence[RowTuple]) -> Iterator[Sequence[RowTuple]]:
     """Rows in runs that usually fit one event, in order."""
+    if not rows:
+        return
+    widths = [len(row[2]) + 2 for row in rows]
+    widest = max(widths)
+    if widest * len(rows) <= 4 * sum(widths):
+        # rows of about one width, as nearly always: no arithmetic for each
+        each = max(_VALUES_PER_EVENT // widest, 1)
+        for start in range(0, len(rows), each):
+            yield rows[start : start + each]
+        return
     start = values = 0
-    for end, row in enumerate(rows):
-        size = len(row[2]) + 2
-        if values + size > _VALUES_PER_EVENT and end > start:
+    for end, width in enumerate(widths):
+        if values + width > _VALUES_PER_EVENT and end > start:
             yield rows[start:end]
             start, values = end, 0
-        values += size
-    if start < len(rows):
-        yield rows[start:]
+        values += width
+    yield rows[start:]
 
 
 def payloads(
@@ -143,9 +152,11 @@ def payloads(
 
     Too many rows are halved; a single row that is too large is halved by its keys.
     """
-    payload = orjson.dumps({"run": run, "blocks": rows_to_blocks(rows) if blocks is None else blocks})
+    if blocks is None:
+        blocks = rows_to_blocks(rows)
+    payload = orjson.dumps({"run": run, "blocks": blocks})
     if len(payload) <= most("event_bytes"):
-        yield payload, sum(len(row[2]) for row in rows)
+        yield payload, sum(len(b["step"]) * sum(len(b.get(kind, ())) for kind in _COLUMNS) for b in blocks)
     elif len(rows) > 1:
         half = len(rows) // 2
         yield from payloads(run, rows[:half])

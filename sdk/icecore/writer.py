@@ -78,11 +78,8 @@ class Writer:
                 taken = min(left, ROWS_AT_ONCE)
                 left -= taken
                 queue = self.queue
-                rows: list[RowTuple] = []
-                for _ in range(taken):
-                    step, ns, values = queue.popleft()
-                    rows.append((step, ns // 1_000_000, values))
-                self._write(rows)
+                taken_rows = [queue.popleft() for _ in range(taken)]
+                self._write([(step, ns // 1_000_000, values) for step, ns, values in taken_rows])
 
     def _write(self, rows: list[RowTuple]) -> None:
         for chunk in chunks(rows):
