@@ -15,7 +15,15 @@ from icecore.errors import BadRequest, LogError
 from icecore.log import Batch, StoredRecord
 from icecore.position import Place, Position
 from icecore_ingest.logs import failures
-from icecore_ingest.logs.segments import Segment, checksum, content_checksum, list_segments, open_readable, segment_at
+from icecore_ingest.logs.segments import (
+    TAIL,
+    Segment,
+    checksum,
+    content_checksum,
+    list_segments,
+    open_readable,
+    segment_at,
+)
 
 _IDLE_CONNECTIONS: Final = 6
 _CHUNK_BYTES: Final = 8 << 20
@@ -63,13 +71,13 @@ class Reader:
                 if db is None:
                     return 0
                 try:
-                    last = db.execute("SELECT max(off) FROM records").fetchall()[0][0]
+                    last, sealed = db.execute(TAIL).fetchall()[0]
                 except sqlite3.Error as error:
                     self._forget_tail()
                     raise failures.translate(error, tail.path, reading=True) from error
                 if last is None:
                     return tail.first
-                if not segment_at(self._folder, last + 1).path.exists():
+                if not sealed or not segment_at(self._folder, last + 1).path.exists():
                     return int(last) + 1
                 self._forget_tail()
 

@@ -32,6 +32,9 @@ _NAME: Final = re.compile(r"(\d{20})\.db")
 _BUSY_S: Final = 10.0
 """For how long a reader or an opener waits while another process recovers or closes the file: milliseconds, mostly."""
 
+TAIL: Final = "SELECT (SELECT max(off) FROM records), (SELECT value FROM meta WHERE key = 'sealed')"
+"""The last offset (NULL in an empty segment) and whether it is sealed, of one moment."""
+
 _LENGTHS: Final = struct.Struct("<II")
 _OFFSET: Final = struct.Struct("<Q")
 _SCHEMA: Final = """

@@ -18,6 +18,7 @@ from icecore_ingest.logs import failures
 from icecore_ingest.logs.recovery import recover
 from icecore_ingest.logs.segments import (
     PAGE_SIZE,
+    TAIL,
     checksum,
     create_segment,
     is_sealed,
@@ -29,7 +30,7 @@ from icecore_ingest.logs.segments import (
 from icecore_ingest.logs.turn import Turn
 
 _GROUP_BYTES: Final = 8 << 20
-_CHECKPOINT_PAGES: Final = (32 << 20) // PAGE_SIZE
+_CHECKPOINT_PAGES: Final = (16 << 20) // PAGE_SIZE
 _WAL_PAGES_MOST: Final = 8 * _CHECKPOINT_PAGES
 _ROWS_AT_ONCE: Final = (64, 16, 4, 1)
 _ROW: Final = "(?,?,?,?,?)"
@@ -37,7 +38,6 @@ _INSERT: Final = {
     n: f"INSERT INTO records(off,key,envelope,payload,crc) VALUES {','.join([_ROW] * n)}"  # noqa: S608 - constants
     for n in _ROWS_AT_ONCE
 }
-_TAIL: Final = "SELECT (SELECT max(off) FROM records), (SELECT value FROM meta WHERE key = 'sealed')"
 
 Row = tuple[str, bytes, bytes, int]
 """Key, envelope, payload, and the checksum of the three."""
@@ -188,7 +188,7 @@ class Writer:
         """Begin a transaction in the tail, wherever other processes have moved it; the next offset."""
         while True:
             self._turn.begin(self._db, self._tail.path)
-            last, sealed = self._db.execute(_TAIL).fetchall()[0]
+            last, sealed = self._db.execute(TAIL).fetchall()[0]
             if not sealed:
                 return self._tail.first if last is None else last + 1
             self._roll_back()
@@ -216,7 +216,7 @@ class Writer:
 
     def _move_on(self) -> None:
         """Go to the segment after a sealed one; make it if nobody has."""
-        last = self._db.execute(_TAIL).fetchall()[0][0]
+        last = self._db.execute(TAIL).fetchall()[0][0]
         following = segment_at(self._folder, self._tail.first if last is None else last + 1)
         create_segment(following, self._place)
         sealed, self._db = self._db, open_writable(following, self._place)
@@ -234,7 +234,7 @@ class Writer:
             db = recover(self._tail, self._place, self._lock_timeout)
             if not is_sealed(db):
                 return db
-            last = db.execute(_TAIL).fetchall()[0][0]
+            last = db.execute(TAIL).fetchall()[0][0]
             db.close()
             self._tail = segment_at(self._folder, last + 1)
             create_segment(self._tail, self._place)
