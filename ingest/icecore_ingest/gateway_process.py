@@ -28,8 +28,6 @@ DRAIN_S: Final = 10
 """How long SIGTERM waits for requests in flight."""
 HEAD_BYTES: Final = 64 * 1024
 """The longest request line and headers together."""
-HEAD_S: Final = 30.0
-"""How long a client may take to send them."""
 KEEP_ALIVE_S: Final = 75
 EXIT_POISONED: Final = 75
 _BACKLOG: Final = 2048
@@ -79,6 +77,8 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     head_since = 0.0
     """When a head was begun that has not come in full; 0 between heads."""
+    data_last = 0.0
+    """When the client last sent anything."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected: the time for its first head runs."""
@@ -98,12 +98,20 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        self.data_last = self.loop.time()
         super().data_received(data)
         if self._head_open:
             self._head_bytes += len(data)
             self.head_since = self.head_since or self.loop.time()
             if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"expected a request head of at most {HEAD_BYTES} bytes")
+
+    def stalled(self, now: float, pause_s: float) -> bool:
+        """Whether the client has begun a head or body and stopped sending it; not while we are the slow side."""
+        if self.head_since:
+            return now - self.head_since > pause_s
+        reading = self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
+        return reading and not self.flow.read_paused and now - self.data_last > pause_s
 
 
 class Server(uvicorn.Server):
@@ -133,16 +141,15 @@ class Server(uvicorn.Server):
         """Accept no more; answer what is in flight."""
         self.should_exit = True
 
-    async def sweep(self, gateway: Gateway) -> None:
-        """Close connections whose head does not come, and count the others, until cancelled."""
+    async def sweep(self, gateway: Gateway, pause_s: float) -> None:
+        """Close connections that stalled, and count the others, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             gateway.metrics.put("icecore_connections", len(self.server_state.connections))
             for connection in list(self.server_state.connections):
-                since = getattr(connection, "head_since", 0.0)
-                if since and loop.time() - since > HEAD_S:
+                if isinstance(connection, Connection) and connection.stalled(loop.time(), pause_s):
                     connection.transport.close()
-            await asyncio.sleep(_SWEEP_S)
+            await asyncio.sleep(min(_SWEEP_S, pause_s / 2))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -186,7 +193,7 @@ async def serve(data: Path, listener: socket.socket, settings: GatewaySettings) 
             log, identities, store_socket=data / "run" / "store.sock", settings=settings, poisoned=poisoned
         )
         server = _server(app)
-        tasks = [asyncio.create_task(identities.follow()), asyncio.create_task(server.sweep(gateway))]
+        tasks = [asyncio.create_task(identities.follow()), asyncio.create_task(server.sweep(gateway, settings.pause_s))]
         await server.serve(sockets=[listener])
         await proxy.close()
     finally:
@@ -236,11 +243,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = GatewaySettings()
     parser.add_argument("--in-flight-bytes", type=int, default=default.in_flight_bytes)
     parser.add_argument("--in-flight-bytes-per-key", type=int, default=default.in_flight_bytes_per_key)
+    parser.add_argument("--pause-s", type=float, default=default.pause_s)
     given = parser.parse_args(arguments)
     settings = GatewaySettings(
         public_hosts=frozenset(name.lower() for name in given.public_host),
         in_flight_bytes=given.in_flight_bytes,
         in_flight_bytes_per_key=given.in_flight_bytes_per_key,
+        pause_s=given.pause_s,
     )
     try:
         if given.fd is None:

@@ -101,6 +101,30 @@ def test_slow_bodies_do_not_keep_others_out(tmp_path: Path) -> None:
             connection.close()
 
 
+def test_clients_that_stop_sending_are_let_go(tmp_path: Path) -> None:
+    """A request line, a head or a body that stops half-way loses its connection; idle and slow clients keep theirs."""
+    with running_gateway(tmp_path, "--pause-s", "1") as gateway:
+        body = Producer().metrics()
+        stopping = [b"", b"POST /api", b"POST /x HTTP/1.1\r\nHost: loc", gateway.head(len(body)) + body[:20]]
+        held = [socket.create_connection(("127.0.0.1", gateway.port), timeout=20) for _ in stopping]
+        for connection, start in zip(held, stopping, strict=True):
+            connection.sendall(start)
+        idle, slow = (socket.create_connection(("127.0.0.1", gateway.port), timeout=20) for _ in range(2))
+        whole = gateway.head(len(body)) + body
+        idle.sendall(whole)
+        assert read_answer(idle).startswith(b"HTTP/1.1 200")
+        slow.sendall(whole[:-8])
+        for i in range(8):
+            time.sleep(0.4)  # slow on purpose: longer than the pause in all, never between two bytes
+            slow.sendall(whole[len(whole) - 8 + i : len(whole) - 7 + i])
+        assert read_answer(slow).startswith(b"HTTP/1.1 200")
+        assert [connection.recv(100) for connection in held] == [b""] * len(held)
+        idle.sendall(whole)
+        assert read_answer(idle).startswith(b"HTTP/1.1 200")
+        for connection in (*held, idle, slow):
+            connection.close()
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace injects the failing fsync")
 def test_a_failing_fsync_is_503_and_ends_the_process(tmp_path: Path) -> None:
     """When an fsync fails the request is 503, nothing more is acknowledged, and the process ends to be restarted."""
@@ -108,8 +132,10 @@ def test_a_failing_fsync_is_503_and_ends_the_process(tmp_path: Path) -> None:
         assert gateway.process is not None
         assert gateway.post(Producer().metrics()).status == 200
         strace = subprocess.Popen(
-            ["strace", "-f", "-p", str(gateway.process.pid), "-e", "trace=fsync,fdatasync"]
-            + ["-e", "inject=fsync,fdatasync:error=EIO", "-o", "/dev/null"],
+            [
+                *("strace", "-f", "-p", str(gateway.process.pid), "-o", "/dev/null"),
+                *("-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, ASYNC110 - the store of these tests has ASGI's signatures, and waits for its test's thread
 """The proxy: everything but the event path reaches a real store on a Unix socket, streaming both ways."""
 
 from __future__ import annotations
