@@ -27,7 +27,14 @@ PAGES: Final = {"/": "index.html", "/login": "index.html", "/app.js": "app.js", 
 
 def create_app(context: Context) -> FastAPI:
     """The application around a process's log and store."""
-    app = FastAPI(title="icecore", version=version("icecore"), docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="icecore",
+        version=version("icecore"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
     app.state.context = context
     app.state.commands = Commands(context)
     app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck")}

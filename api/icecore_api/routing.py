@@ -104,7 +104,7 @@ class _Asks:
     """The dependency that asks for a permission."""
 
     def __init__(self, permission: Permission) -> None:
-        self.permission = permission
+        self.permission: Permission = permission
 
     def __call__(self, request: Request) -> None:
         allow(principal(request), self.permission)

@@ -132,10 +132,11 @@ def summary_relation(key: str, rules: Rules, params: Params) -> str:
     path, name = params.add(f"summary.{key}"), params.add(key)
     free = f"AND s.run NOT IN (SELECT run FROM run_values WHERE path = {path})" if by_hand else ""
     mode, join = mode_sql(key, rules, params)
-    parts = [
+    metric = (
         f"SELECT s.run, {mode} AS number, NULL::VARCHAR AS text FROM series s {join} "
         f"WHERE s.kind = 'metric' AND s.key = {name} {free}"
-    ]
+    )
+    parts = [metric]
     if by_hand:
         parts.append(f"SELECT run, number, text FROM run_values WHERE path = {path}")
     if texts:
