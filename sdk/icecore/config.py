@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
@@ -14,14 +15,22 @@ import orjson
 from icecore.errors import UsageError
 from icecore.limits import most
 
+_KEY_CHARS: Final = most("key_chars")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DEPTH_MOST: Final = most("json_depth") - 4
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Any value as JSON can hold it, losing as little as possible.
+def plain(value: Any, depth: int = 0, room: int = _KEY_CHARS) -> Any:
+    """Any value as JSON can hold it and as the server takes it, losing as little as possible.
 
     Mappings, sequences, sets, dataclasses and namespaces keep their shape; numpy and torch scalars and small arrays
-    become numbers and lists; NaN and infinities become text, for JSON has none; everything else becomes its `str`.
+    become numbers and lists; NaN and infinities become text, for JSON has none; everything else becomes its `str`,
+    and so does what is nested so deep that its dotted path would be too long.
+
+    Args:
+        value: anything.
+        depth: how deep it is nested already.
+        room: how many characters its dotted paths may still take.
     """
     if isinstance(value, str):
         return str(value).encode(errors="replace").decode()
@@ -34,14 +43,23 @@ def plain(value: Any, depth: int = 0) -> Any:
     if depth > _DEPTH_MOST:
         return str(value)
     if (members := as_mapping(value)) is not None:
-        return {plain(str(key)): plain(member, depth + 1) for key, member in members.items()}
+        keys = {plain_key(str(key)): member for key, member in members.items()}
+        if depth and any(len(key) > room for key in keys):
+            return str(value)
+        return {key: plain(member, depth + 1, room - len(key) - 1) for key, member in keys.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(member, depth + 1) for member in value]
+        return [plain(member, depth + 1, room) for member in value]
     if isinstance(value, (set, frozenset)):
-        return [plain(member, depth + 1) for member in sorted(value, key=repr)]
+        return [plain(member, depth + 1, room) for member in sorted(value, key=repr)]
     if callable(getattr(value, "tolist", None)):
-        return plain(value.tolist(), depth + 1)
+        return plain(value.tolist(), depth + 1, room)
     return plain(str(value))
+
+
+def plain_key(key: str) -> str:
+    """A key as it may be stored: control characters become spaces, and what is beyond its limit is cut."""
+    sound = _CONTROL.sub(" ", key.encode(errors="replace").decode())
+    return sound if len(sound) <= _KEY_CHARS else sound[: _KEY_CHARS - 1] + "…"
 
 
 def as_mapping(value: Any) -> Mapping[Any, Any] | None:
@@ -135,6 +153,7 @@ class Config(MutableMapping[str, Any]):
         self.update({key: value})
 
     def __delitem__(self, key: str) -> None:
+        key = plain_key(key)
         with self._lock:
             del self._values[key]
         self._changed({}, [key])

@@ -44,7 +44,8 @@ class Ending:
         """`sys.exit(code)` ends it."""
         if code == SIGTERM_EXIT and self.state == "killed":
             return
-        self.exit_code = code if isinstance(code, int) else int(code is not None)
+        # as the operating system will see it: eight bits
+        self.exit_code = code & 0xFF if isinstance(code, int) else int(code is not None)
         self.state = "failed" if self.exit_code else "finished"
 
     def by_code(self, code: int) -> None:

@@ -22,6 +22,18 @@ def check_text(what: str, value: Any) -> str:
         raise UsageError(error.message, hint=error.hint) from error
 
 
+def check_notes(notes: Any) -> str:
+    """Notes as they may be stored: any text within the limit of a text.
+
+    Raises:
+        UsageError: it is longer.
+    """
+    text = str(notes or "").encode(errors="replace")
+    if len(text) > most("text_value_bytes"):
+        raise UsageError(f"expected notes of at most {most('text_value_bytes')} bytes, got {len(text)}")
+    return text.decode()
+
+
 def check_tags(tags: Sequence[str] | str | None) -> list[str]:
     """Tags as they may be stored, each once.
 
@@ -43,5 +55,5 @@ def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     checked: dict[str, Any] = {what: check_text(what, fields.get(what)) for what in ("name", "group", "job_type")}
     checked["tags"] = check_tags(fields.get("tags"))
-    checked["notes"] = str(fields.get("notes") or "").encode(errors="replace").decode()
+    checked["notes"] = check_notes(fields.get("notes"))
     return checked

@@ -15,6 +15,7 @@ from icecore.notes import warn
 from icecore.rows import Unloggable, check_key, flatten, scalar
 
 ReadyRow = tuple[int, dict[str, Scalar]]
+_NUMBERS: Final = frozenset({float, int, bool})
 _INT64: Final = 1 << 63
 _WIDE_VALUES_MOST: Final = 2_000_000
 
@@ -58,7 +59,10 @@ class History:
             UsageError: a key is no str, or the step no integer.
         """
         number = None if step is None else _step_of(step)
-        values = self._scalars(flatten(data, {}))
+        if self._keys.issuperset(data) and _NUMBERS.issuperset(map(type, data.values())):
+            values: dict[str, Scalar] = dict(data)
+        else:
+            values = self._scalars(flatten(data, {}))
         ready: list[ReadyRow] = []
         if number is not None and self.gathering and self._gathered_step != number:
             ready += self.flush(steps)

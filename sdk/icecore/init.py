@@ -137,8 +137,8 @@ def _begin(
     if how and known_id and settings.mode != "disabled":
         earlier = look_up(how, f"{entity}/{project}/{run_id}", settings, transport)
     if not fields["name"]:
-        # a run that is resumed keeps its name, and so does one that several processes share
-        fields["name"] = earlier.name if earlier.exists else "" if given_id else run_name()
+        # a run that is resumed keeps its name, and processes that share a run give it the same one
+        fields["name"] = (earlier.exists and earlier.name) or run_name(f"{entity}/{project}/{run_id}")
     run = Run(
         settings,
         entity=entity,

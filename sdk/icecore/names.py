@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Final
 
@@ -36,7 +37,8 @@ def run_id() -> str:
     return "".join(_ALPHABET[byte % 36] for byte in os.urandom(24) if byte < 252)[:8].ljust(8, "0")
 
 
-def run_name() -> str:
-    """Two words and a number."""
-    first, second, high, low = os.urandom(4)
+def run_name(path: str = "") -> str:
+    """Two words and a number: of a run's path always the same, so that processes that share it agree."""
+    seed = hashlib.blake2b(path.encode(), digest_size=4).digest() if path else os.urandom(4)
+    first, second, high, low = seed
     return f"{_FIRST[first % len(_FIRST)]}-{_SECOND[second % len(_SECOND)]}-{(high << 8 | low) % 999 + 1}"

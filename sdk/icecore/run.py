@@ -18,7 +18,7 @@ from icecore.config import Config
 from icecore.errors import UsageError
 from icecore.events import Event, RunDropped, RunFinished, RunStarted, RunSummarised, RunUpdated, now_ms
 from icecore.exits import Ending, unwatch, watch, watch_child
-from icecore.fields import check_tags, check_text
+from icecore.fields import check_notes, check_tags, check_text
 from icecore.history import History
 from icecore.notes import say, warn
 from icecore.recorder import Recorder
@@ -29,6 +29,7 @@ from icecore.writer import ROWS_HIGH
 
 _NUMBERS: Final = frozenset({float, int, bool})
 _WIDE: Final = 512
+_SUMMARY_KEYS: Final = 1_000
 _SIGTERM_SECONDS: Final = 10.0
 
 
@@ -177,6 +178,10 @@ class Run:
             kind = "last"
         if not isinstance(name, str) or not name:
             raise UsageError(f"expected a metric's name, got {name!r}")
+        name, step_metric = (
+            check_text("metric", name),
+            None if step_metric is None else check_text("metric", step_metric),
+        )
         if kind is not None and kind not in KINDS:
             raise UsageError(f"expected summary to be one of {', '.join(KINDS)}, got {summary!r}")
         said = {"summary": kind, "step_metric": step_metric, "hidden": "true" if hidden else None}
@@ -290,7 +295,7 @@ class Run:
 
     @notes.setter
     def notes(self, value: str) -> None:
-        self._set_field("notes", str(value or "").encode(errors="replace").decode())
+        self._set_field("notes", check_notes(value))
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -360,8 +365,13 @@ class Run:
         events: list[Event] = []
         if update:
             events.append(RunUpdated(run=self.path, **update))
-        if fresh or gone:
-            events.append(RunSummarised(run=self.path, set=fresh, removed=sorted(gone)))
+        if gone:
+            events.append(RunSummarised(run=self.path, removed=sorted(gone)))
+        items = list(fresh.items())
+        events += [
+            RunSummarised(run=self.path, set=dict(items[start : start + _SUMMARY_KEYS]))
+            for start in range(0, len(items), _SUMMARY_KEYS)
+        ]
         return events
 
     # ---------------------------------------------------------------------------------------- start, fork, end
@@ -460,7 +470,7 @@ class Run:
         for event in self._changes():
             self._emit(event)
         if self._history.left_out:
-            keys = sorted(self._history.left_out)
+            keys = sorted(key[:256] for key in self._history.left_out)
             total = sum(self._history.left_out.values())
             self._emit(RunDropped(run=self.path, reason="values that cannot be logged", points=total, keys=keys[:1000]))
         self._emit(

@@ -89,6 +89,8 @@ class Spool:
         """What the disk last said, or empty while it works."""
         self._meta = {"run": run, "mode": mode, "url": url, "version": version, "created": now_ms(), "format": 1}
         self._size_max = size_max
+        # small spools have small segments: a segment is freed as a whole
+        self._segment_bytes = min(SEGMENT_BYTES, max(size_max // 4, 1 << 16))
         self._size = 0
         self._lock = threading.RLock()
         self._seq: Counter[str] = Counter()
@@ -135,11 +137,28 @@ class Spool:
             return True
         return False
 
+    def drop(self, reason: str, size: int) -> None:
+        """Count an event that cannot be kept at all."""
+        with self._lock:
+            self.dropped.events += 1
+            self.dropped.bytes += size
+            self.dropped.reason = reason
+
     def take_dropped(self) -> Dropped:
         """What was dropped since the last call."""
         with self._lock:
             dropped, self.dropped = self.dropped, Dropped()
             return dropped
+
+    def untold(self, dropped: Dropped) -> None:
+        """Count again what `take_dropped` gave and nobody could be told."""
+        with self._lock:
+            self.dropped = Dropped(
+                self.dropped.events + dropped.events,
+                self.dropped.points + dropped.points,
+                self.dropped.bytes + dropped.bytes,
+                self.dropped.reason or dropped.reason,
+            )
 
     @property
     def next_seq(self) -> Mapping[str, int]:
@@ -162,7 +181,7 @@ class Spool:
     def _write(self) -> None:
         pending = self._pending
         while pending.frames:
-            if self._offset >= SEGMENT_BYTES and not self._roll():
+            if self._offset >= self._segment_bytes and not self._roll():
                 return
             data = bytearray()
             count = 0
@@ -170,7 +189,7 @@ class Spool:
                 data += HEAD.pack(len(frame), zlib.crc32(frame))
                 data += frame
                 count += 1
-                if self._offset + len(data) >= SEGMENT_BYTES:
+                if self._offset + len(data) >= self._segment_bytes:
                     break
             try:
                 written = os.pwrite(self._file, data, self._offset)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from icecore.codec import Scalar
-from icecore.config import plain
+from icecore.config import plain, plain_key
 from icecore.errors import UsageError
 
 KINDS: Final = ("min", "max", "mean", "last", "first", "none")
@@ -179,7 +179,7 @@ class Summary(MutableMapping[str, Any]):
 
 def _dotted(mapping: Mapping[Any, Any], into: dict[str, Any], prefix: str) -> None:
     for key, value in mapping.items():
-        path = f"{prefix}{plain(str(key))}"
+        path = plain_key(f"{prefix}{key}")
         if isinstance(value, Mapping) and value:
             _dotted(value, into, f"{path}.")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import random
 import time
@@ -164,11 +163,15 @@ class Transport:
 
     def _log_end(self) -> str:
         """The token that covers the whole log: a run may have ended a moment ago."""
-        with contextlib.suppress(IcecoreError):
+        try:
             ends = self.get("status").get("log")
-            if isinstance(ends, Mapping):
-                return ",".join(f"{place}:{end}" for place, end in sorted(ends.items()) if end)
-        return ""
+        except ServerUnreachable:
+            raise
+        except IcecoreError:
+            return ""
+        if not isinstance(ends, Mapping):
+            return ""
+        return ",".join(f"{place}:{end}" for place, end in sorted(ends.items()) if end)
 
     def close(self) -> None:
         """Close the connection."""

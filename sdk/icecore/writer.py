@@ -10,6 +10,7 @@ from typing import Final
 
 from icecore.codec import Scalar, encode_event, rows_to_blocks
 from icecore.events import Event, MetricsLogged, RunDropped, RunHeartbeat
+from icecore.limits import most
 from icecore.notes import warn
 from icecore.rows import RowTuple, chunks, payloads
 from icecore.spool import Spool
@@ -66,7 +67,11 @@ class Writer:
 
     def emit(self, event: Event) -> bool:
         """Queue an event for the spool; False where it had to be dropped."""
-        taken = self.spool.append(event.TYPE, event.VERSION, event.STREAM, encode_event(event))
+        payload = encode_event(event)
+        if len(payload) > most("event_bytes"):
+            self.spool.drop(f"an event is over the limit `event_bytes`: {event.TYPE}", len(payload))
+            return False
+        taken = self.spool.append(event.TYPE, event.VERSION, event.STREAM, payload)
         self._emitted_at = time.monotonic()
         return taken
 

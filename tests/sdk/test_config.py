@@ -88,6 +88,22 @@ def test_anything_becomes_plain_json():
     assert plain(loop)["self"]["self"]
 
 
+def test_keys_are_made_such_as_the_server_takes():
+    """Control characters become spaces, a path beyond its limit becomes text, and nothing is refused."""
+    nested: dict = {"leaf": 1}
+    for _ in range(100):
+        nested = {"level": nested}
+    made = plain({"a\nb": 1, "k" * 300: 2, "deep": nested})
+    depth, value = 0, made["deep"]
+    while isinstance(value, dict):
+        depth, value = depth + 1, value["level"]
+
+    assert made["a b"] == 1
+    assert max(map(len, made)) == 256
+    assert depth * len("level.") + len("deep") <= 256
+    assert "leaf" in value
+
+
 def test_limits_and_misuse_are_said():
     """Too large, and no mapping at all."""
     with pytest.raises(UsageError, match="at most"):

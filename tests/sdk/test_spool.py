@@ -1,6 +1,6 @@
 """The spool: what it holds survives, and damage costs no more than what it hit."""
 
-import os
+import contextlib
 import stat
 import subprocess
 from pathlib import Path
@@ -209,7 +209,7 @@ def test_a_full_disk_never_reaches_the_training_and_what_fits_is_sent(server, sm
     ballast = small_disk / "ballast"
     with icecore.init(project="p", dir=small_disk / "icecore") as run:
         run.log({"a": 0})
-        ballast.write_bytes(os.urandom(1 << 20)[: free_bytes(small_disk)])
+        fill_disk(ballast)
         for i in range(1, 2000):
             run.log({"a": i})
     ballast.unlink()
@@ -218,10 +218,11 @@ def test_a_full_disk_never_reaches_the_training_and_what_fits_is_sent(server, sm
     assert server.gaps() == {}
 
 
-def free_bytes(place: Path) -> int:
-    """How much fits."""
-    state = os.statvfs(place)
-    return state.f_bavail * state.f_frsize
+def fill_disk(ballast: Path) -> None:
+    """Write until nothing more fits."""
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def test_a_full_disk_without_a_server_goes_on_when_there_is_room_again(home, small_disk):
@@ -229,7 +230,7 @@ def test_a_full_disk_without_a_server_goes_on_when_there_is_room_again(home, sma
     spool = spool_at(small_disk)
     fill(spool, 10)
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(free_bytes(small_disk)))
+    fill_disk(ballast)
     big = "x" * 20_000
     for i in range(10, 30):
         assert spool.append("metrics.logged", 1, "metrics", orjson.dumps({"run": "e/p/r", "i": i, "big": big}))
@@ -264,3 +265,18 @@ def test_acked_survives_and_nonsense_in_it_means_send_all(tmp_path):
     (spool.folder / "acked").write_text("nonsense")
     assert read_acked(spool.folder) == (0, 0)
     assert numbers(SpoolReader(spool.folder).read(None, 10, 1 << 20).frames) == [0, 1, 2, 3, 4]
+
+
+def test_a_small_spool_that_is_sent_never_fills(server, monkeypatch):
+    """What the server has makes room, also where the whole spool is smaller than a usual segment."""
+    monkeypatch.setenv("ICECORE_SPOOL_MAX", "400KB")
+    with icecore.init(project="p") as run:
+        for i in range(10):
+            for j in range(20):
+                run.log({f"key-{k}": (i + j) / 7 for k in range(100)})
+            run._recorder.writer.save()
+            while run._recorder.spool.unsent:
+                run._recorder.uploader._thread.join(0.01)
+
+    assert len(server.rows()) == 200
+    assert server.events(RunDropped) == []

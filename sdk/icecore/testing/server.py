@@ -185,6 +185,9 @@ def _handler(server: RecordingServer) -> type[BaseHTTPRequestHandler]:  # noqa: 
             if parts[3:] == ["viewer"]:
                 self._answer(200, {"user": "ada"}, {})
                 return
+            if parts[3:] == ["status"]:
+                self._answer(200, {"log": {"ledger:0": len(server.taken), "metrics:0": 0}}, {})
+                return
             found = server.run("/".join(parts[4:])) if parts[3:4] == ["runs"] else None
             if found is None:
                 self._answer(404, {"error": {"code": "not_found", "message": "no such thing"}}, {})
