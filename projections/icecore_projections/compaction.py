@@ -6,13 +6,15 @@ five million are as good as one global sort.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from icecore_projections import arrow
 from icecore_projections.schema import INDEXES, TABLES
 
 KINDS: Final = ("points", "system")
@@ -37,6 +39,9 @@ _TURNING: Final = "CASE WHEN (series >> 8) & 1 = 1 THEN ~step ELSE step END"
 differences that are stored stay small. Measured: 1.6 bytes a point less."""
 
 
+_ROLLUP_COLUMNS: Final = [part.split()[0] for part in TABLES["points_rollup"].split(", ")]
+
+
 def sizes(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """Rows in each hot table."""
     return {kind: _count(con, f"{kind}_hot") for kind in KINDS}
@@ -58,38 +63,30 @@ def compact(con: duckdb.DuckDBPyConnection, kind: str) -> None:
     con.execute(f"CREATE TABLE {hot} ({TABLES[hot]})")
 
 
-def rollup(points: dict[str, npt.NDArray[np.generic]]) -> pa.Table:
+def rollup(points: Mapping[str, npt.NDArray[Any]]) -> pa.Table:
     """The buckets of one sorted piece: every 64 consecutive points of a series, the last of a series fewer."""
-    series, value = points["series"], points["value"]
-    rows = len(series)
-    starts_series = np.flatnonzero(np.r_[True, series[1:] != series[:-1]])
-    sizes_series = np.diff(np.r_[starts_series, rows])
-    buckets = -(-sizes_series // BUCKET)
-    ordinal = np.arange(buckets.sum()) - np.repeat(np.cumsum(buckets) - buckets, buckets)
-    first = np.repeat(starts_series, buckets) + ordinal * BUCKET
-    last = np.r_[first[1:], rows] - 1
+    series, step, ts, off = (points[name] for name in ("series", "step", "ts", "off"))
+    value: npt.NDArray[np.float64] = points["value"]
+    first, last = _buckets(series)
     missing = np.isnan(value)
-    clean = value + 0.0
+    clean = value + 0.0  # -0.0 becomes 0.0, as in the series' statistics
     n, nans = last - first + 1, np.add.reduceat(missing.astype(np.int32), first)
     with np.errstate(invalid="ignore"):
         total = np.add.reduceat(np.where(missing, 0.0, clean), first)
-    empty = n == nans
-    return pa.table(
-        {
-            "series": series[first],
-            "step_first": points["step"][first],
-            "step_last": points["step"][last],
-            "ts_first": points["ts"][first],
-            "ts_last": points["ts"][last],
-            "n": n.astype(np.int32),
-            "nans": nans.astype(np.int32),
-            "least": pa.array(np.fmin.reduceat(clean, first), mask=empty),
-            "most": pa.array(np.fmax.reduceat(clean, first), mask=empty),
-            "total": np.where(np.isnan(total), np.nan, total),
-            "last": value[last],
-            "off_last": points["off"][last],
-        }
-    )
+    least, most = (arrow.column(function.reduceat(clean, first), mask=n == nans) for function in (np.fmin, np.fmax))
+    total = np.where(np.isnan(total), np.nan, total)
+    columns = [series[first], step[first], step[last], ts[first], ts[last], n, nans, least, most, total]
+    return pa.table([arrow.column(c) for c in [*columns, value[last], off[last]]], names=_ROLLUP_COLUMNS)
+
+
+def _buckets(series: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each bucket begins and ends, inclusive."""
+    rows = len(series)
+    starts = np.flatnonzero(np.r_[True, series[1:] != series[:-1]])
+    buckets = -(-np.diff(np.r_[starts, rows]) // BUCKET)
+    ordinal = np.arange(buckets.sum()) - np.repeat(np.cumsum(buckets) - buckets, buckets)
+    first = np.repeat(starts, buckets) + ordinal * BUCKET
+    return first, np.r_[first[1:], rows] - 1
 
 
 def resort(con: duckdb.DuckDBPyConnection, table: str) -> None:

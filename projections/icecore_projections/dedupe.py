@@ -17,20 +17,19 @@ import pyarrow as pa
 
 from icecore.log import StoredRecord
 from icecore.position import Place
+from icecore_projections import arrow
 
 CACHED: Final = 200_000
 """Producers remembered between batches; above it all are dropped and loaded again on demand."""
 
-_SCHEMA: Final = pa.schema(
-    [
-        ("stream", pa.string()),
-        ("part", pa.int32()),
-        ("producer", pa.string()),
-        ("key", pa.string()),
-        ("intervals", pa.string()),
-        ("duplicates", pa.int64()),
-    ]
-)
+_KINDS: Final[arrow.Columns] = {
+    "stream": pa.string(),
+    "part": pa.int32(),
+    "producer": pa.string(),
+    "key": pa.string(),
+    "intervals": pa.string(),
+    "duplicates": pa.int64(),
+}
 
 
 class Intervals:
@@ -149,14 +148,14 @@ class Dedupe:
 
 def _rows(place: Place, touched: dict[str, Seen]) -> pa.Table:
     n = len(touched)
-    return pa.table(
+    return arrow.table(
+        _KINDS,
         [
-            pa.array([place.stream] * n, pa.string()),
-            pa.array([place.partition] * n, pa.int32()),
-            pa.array(list(touched), pa.string()),
-            pa.array([seen.key for seen in touched.values()], pa.string()),
-            pa.array([seen.intervals.dumps() for seen in touched.values()], pa.string()),
-            pa.array([seen.duplicates for seen in touched.values()], pa.int64()),
+            [place.stream] * n,
+            [place.partition] * n,
+            list(touched),
+            [seen.key for seen in touched.values()],
+            [seen.intervals.dumps() for seen in touched.values()],
+            [seen.duplicates for seen in touched.values()],
         ],
-        schema=_SCHEMA,
     )

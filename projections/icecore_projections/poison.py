@@ -1,4 +1,4 @@
-"""Poison: records that no try can fold. Found by bisection, set aside, and counted, so that a bug is not taken for it."""
+"""Poison: records that no try can fold; found by bisection and set aside, unless so many that it must be a bug."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class Runner:
             except StoreDamaged as error:
                 self._is("halted", str(error))
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - see below
                 # a disk that is full, a log that cannot be read, a bug: nothing is lost by trying again, in
                 # smaller batches in case memory was the reason
                 self._is("waiting", said(error))

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,14 +172,14 @@ class Store:
         self.compact(compaction.IDLE_ROWS)
         for table, rows in self._unsorted.items():
             if rows >= compaction.UNSORTED_ROWS:
-                self._alone(lambda con, table=table: compaction.resort(con, table))
+                self._alone(partial(compaction.resort, table=table))
                 self._unsorted[table] = 0
 
     def compact(self, least: int = 1) -> bool:
         """Move hot tables of at least `least` rows to the cold ones now; whether there was one."""
         kinds = [kind for kind, rows in self.hot.items() if rows >= max(least, 1)]
         for kind in kinds:
-            self._alone(lambda con, kind=kind: compaction.compact(con, kind))
+            self._alone(partial(compaction.compact, kind=kind))
             self.hot[kind] = 0
         return bool(kinds)
 

@@ -153,7 +153,7 @@ class RunsFold:
         for number in numbers:
             self._rows.move_to_end(number)
 
-    def fold(self, place: Place, events: Sequence[Applied]) -> Folded:
+    def fold(self, place: Place, events: Sequence[Applied]) -> Folded:  # noqa: ARG002 - one partition
         """Fold the events of the ledger."""
         numbers = {run_number(path) for path in runs.keys(events)}
         state = {row.path: row for number in numbers if (row := self._rows.get(number)) is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_intervals_are_as_few_as_can_be(added: list[int]) -> None:
     for number in added:
         intervals.add(number)
     pairs = intervals.pairs()
-    assert all(last + 1 < first for (_, last), (first, _) in zip(pairs, pairs[1:], strict=False))
+    assert all(last + 1 < first for (_, last), (first, _) in itertools.pairwise(pairs))
 
 
 @given(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -164,7 +165,7 @@ def test_a_run_with_too_many_keys_is_rejected_and_the_others_go_on() -> None:
     ],
 )
 def test_blocks_that_break_the_rules_are_never_guessed_at(bad: dict[str, Any]) -> None:
-    """Lengths that differ, texts among numbers, steps that are no 64-bit integers: refused, saying what was expected."""
+    """Lengths that differ, texts among numbers, steps that are no 64-bit integers: refused, saying what is expected."""
     with pytest.raises(Invalid, match="expected"):
         folded(logged(bad))
 
@@ -195,7 +196,7 @@ def _applied(history: list[Said]) -> list[Applied]:
 def _state_after(events: list[Applied], cuts: list[int]) -> MetricsState:
     state = MetricsState()
     edges = sorted({0, *(cut % (len(events) + 1) for cut in cuts), len(events)})
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         state.advance(fold(state, 0, events[first:last]))
     return state
 

@@ -315,7 +315,7 @@ def test_a_full_disk_is_waited_out_and_nothing_is_lost_or_doubled(tmp_path: Path
 class Rotten(Store):
     """A store that turns out damaged at a commit."""
 
-    def commit(self, *args: Any) -> None:
+    def commit(self, *_: Any) -> None:
         raise StoreDamaged("expected a readable store, got a wrong checksum")
 
 

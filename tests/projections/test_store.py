@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from icecore.errors import StoreAhead, StoreDamaged, StoreError, StoreFull, StoreLocked, StoreTooNew
+from icecore.errors import StoreAhead, StoreDamaged, StoreError, StoreFull, StoreTooNew
 from icecore.position import Place, Token
 from icecore_projections import generations
 from icecore_projections.folds import Changes, Rows
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_store_is_damage(tmp_path: Path) -> None:
     path.unlink()
     with duckdb.connect(path) as con:
         con.execute("CREATE TABLE theirs (x INT)")
-    with pytest.raises(StoreDamaged, match="not|without"):
+    with pytest.raises(StoreDamaged, match="without"):
         Store.open(path, log_id="log")
 
 
@@ -208,13 +208,12 @@ def test_a_flipped_bit_in_the_file_is_found(tmp_path: Path, at: float) -> None:
     with duckdb.connect(path, read_only=True) as con:
         before = con.execute("SELECT count(*), sum(hash(text)) FROM console").fetchall()
     _flip(path, at)
-    try:
-        with contextlib.closing(Store.open(path, log_id="log")) as store:
-            store.verify()
-            with store.reading() as con:
-                assert con.execute("SELECT count(*), sum(hash(text)) FROM console").fetchall() == before
-    except StoreDamaged as error:
-        assert error.hint == "it is set aside, and the store is rebuilt from the log"
+    found = before
+    with contextlib.suppress(StoreDamaged), contextlib.closing(Store.open(path, log_id="log")) as store:
+        store.verify()
+        with store.reading() as con:
+            found = con.execute("SELECT count(*), sum(hash(text)) FROM console").fetchall()
+    assert found == before
 
 
 def test_flipped_bits_over_the_whole_file_are_damage(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -49,14 +50,21 @@ class Changes:
     @staticmethod
     def merged(parts: Iterable[Changes]) -> Changes:
         """The changes of several folds, which never touch the same rows, as one."""
-        whole = Changes({}, {}, {}, {})
-        for part in parts:
-            for mine, theirs in (
-                (whole.append, part.append),
-                (whole.update, part.update),
-                (whole.replace, part.replace),
-                (whole.delete, part.delete),
-            ):
-                for table, rows in theirs.items():
-                    mine.setdefault(table, []).extend(rows)  # type: ignore[attr-defined]
-        return whole
+        parts = list(parts)
+        return Changes(
+            _joined(part.append for part in parts),
+            _joined(part.update for part in parts),
+            _joined(part.replace for part in parts),
+            _joined(part.delete for part in parts),
+        )
+
+
+T = TypeVar("T")
+
+
+def _joined(parts: Iterable[Mapping[str, list[T]]]) -> dict[str, list[T]]:
+    whole: dict[str, list[T]] = {}
+    for part in parts:
+        for table, rows in part.items():
+            whole.setdefault(table, []).extend(rows)
+    return whole

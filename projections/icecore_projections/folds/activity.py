@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
+from icecore_projections import arrow
 from icecore_projections.schema import run_number
 
 
@@ -42,18 +43,14 @@ def first_heard(ts: int, off: int) -> Activity:
     return Activity(ts, ts, None, 0, 0, 0, off)
 
 
-_FIELDS: Final = [(name, pa.int64()) for name in Activity._fields]
-_SCHEMA: Final = pa.schema([("run", pa.int64()), ("path", pa.string()), *_FIELDS])
+_KINDS: Final[arrow.Columns] = {
+    "run": pa.int64(),
+    "path": pa.string(),
+    **{name: pa.int64() for name in Activity._fields},
+}
 
 
 def table(activities: Mapping[str, Activity]) -> pa.Table:
     """Rows of `run_activity` by run path."""
     columns = zip(*activities.values(), strict=True)
-    return pa.table(
-        [
-            pa.array([run_number(path) for path in activities], pa.int64()),
-            pa.array(list(activities), pa.string()),
-            *(pa.array(column, pa.int64()) for column in columns),
-        ],
-        schema=_SCHEMA,
-    )
+    return arrow.table(_KINDS, [[run_number(path) for path in activities], list(activities), *columns])

@@ -10,18 +10,17 @@ import pyarrow as pa
 
 from icecore.errors import Invalid
 from icecore.events import ConsoleLogged
+from icecore_projections import arrow
 from icecore_projections.schema import run_number
 
-_SCHEMA: Final = pa.schema(
-    [
-        ("run", pa.int64()),
-        ("off", pa.int64()),
-        ("line", pa.int32()),
-        ("ts", pa.int64()),
-        ("stream", pa.string()),
-        ("text", pa.string()),
-    ]
-)
+_KINDS: Final[arrow.Columns] = {
+    "run": pa.int64(),
+    "off": pa.int64(),
+    "line": pa.int32(),
+    "ts": pa.int64(),
+    "stream": pa.string(),
+    "text": pa.string(),
+}
 
 
 def lines(event: ConsoleLogged) -> int:
@@ -44,14 +43,14 @@ def rows(events: Sequence[tuple[int, ConsoleLogged]]) -> pa.Table | None:
     total = sum(sizes)
     if not total:
         return None
-    return pa.table(
+    return arrow.table(
+        _KINDS,
         [
             np.repeat(np.array([run_number(event.run) for _, event in events], np.int64), sizes),
             np.repeat(np.array([off for off, _ in events], np.int64), sizes),
-            pa.array([line for size in sizes for line in range(size)], pa.int32()),
-            pa.array([ts for _, event in events for ts in event.ts], pa.int64()),
-            pa.array([stream for _, event in events for stream in event.stream], pa.string()),
-            pa.array([text for _, event in events for text in event.text], pa.string()),
+            [line for size in sizes for line in range(size)],
+            [ts for _, event in events for ts in event.ts],
+            [stream for _, event in events for stream in event.stream],
+            [text for _, event in events for text in event.text],
         ],
-        schema=_SCHEMA,
     )

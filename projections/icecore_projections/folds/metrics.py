@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -84,8 +85,7 @@ class _Pass:
                 self._heard(event.run, applied, self._walk(event.run, event.blocks, kind, off))
             elif isinstance(event, ConsoleLogged):
                 self.printed.append((off, event))
-                lines = console.lines(event)
-                self._heard(event.run, applied, lambda row, n=lines: row.printed(n))
+                self._heard(event.run, applied, partial(Activity.printed, lines=console.lines(event)))
             elif isinstance(event, RunHeartbeat):
                 self._heard(event.run, applied, None)
         return self._folded()
@@ -189,12 +189,12 @@ class _Pass:
             changes.append["run_activity"] = [activity.table(fresh)]  # type: ignore[index]
 
 
-def _columns(slots: Ints, statistics: Statistics, texts: Mapping[int, str]) -> dict[str, pa.Array]:
+def _columns(slots: Ints, statistics: Statistics, texts: Mapping[int, str]) -> dict[str, Any]:
     """The statistics as columns: least and most are NULL without a number, all of them for texts."""
     is_text = np.array([slot in texts for slot in slots.tolist()], bool)
     empty = is_text | (statistics["n"] == statistics["nans"])
     none_of = {"least": empty, "most": empty, "total": is_text, "first": is_text, "last": is_text}
-    columns: dict[str, pa.Array] = {}
+    columns: dict[str, Any] = {}
     for name in statistics.dtype.names or ():
         column = np.ascontiguousarray(statistics[name])
         if name == "total":

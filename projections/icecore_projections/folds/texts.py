@@ -9,18 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from icecore.errors import Invalid
+from icecore_projections import arrow
 from icecore_projections.folds.columns import PerSegment, SlotOf
 from icecore_projections.folds.series import NewSeries, SeriesState
 
-_SCHEMA: Final = pa.schema(
-    [
-        ("series", pa.int32()),
-        ("step", pa.int64()),
-        ("ts", pa.int64()),
-        ("text", pa.string()),
-        ("off", pa.int64()),
-    ]
-)
+_KINDS: Final[arrow.Columns] = {
+    "series": pa.int32(),
+    "step": pa.int64(),
+    "ts": pa.int64(),
+    "text": pa.string(),
+    "off": pa.int64(),
+}
 
 
 class Texts:
@@ -74,8 +73,7 @@ class Texts:
 
     def table(self, new: NewSeries) -> pa.Table:
         """The rows of `texts`."""
-        columns = (new.number(self._slots), self._steps, self._ts, self._texts, self._offs)
-        return pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+        return arrow.table(_KINDS, [new.number(self._slots), self._steps, self._ts, self._texts, self._offs])
 
     def segments(self) -> PerSegment:
         """Statistics of each column: no least, most or total."""
