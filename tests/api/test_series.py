@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections import defaultdict
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from icecore.errors import Invalid, NotFound, TooLarge
 from icecore_api.queries.buckets import Buckets, Curve, bucket_of, reduce
+from icecore_api.queries.chunks import ChunkMemory
 from icecore_api.queries.groups import bands
 from icecore_api.queries.points import AsOf, SeriesNumbers, find_runs
 from icecore_api.queries.series import Line, Question, lines
@@ -393,7 +395,45 @@ def test_nothing_reduces_to_nothing() -> None:
 
 def test_random_points_repeat_steps() -> None:
     """The data of these tests has what is hard: repeated and disordered steps."""
-    steps = [p.step for p in random_points(__import__("random").Random(0), 500)]
+    steps = [p.step for p in random_points(random.Random(0), 500)]
 
     assert len(set(steps)) < len(steps)
     assert steps != sorted(steps)
+
+
+# -------------------------------------------------------------------------------------------------------- memory
+
+
+def test_what_is_remembered_never_shows() -> None:
+    """A chart looked at again while points arrive and pieces are made is that of a store seen for the first time."""
+    tables = random_tables(13, 600)
+    remembered = SeriesNumbers()
+    rng = random.Random(13)
+    question = Question(["k0", "k2"], "metric", "_step", 9, rollup_from=0)
+    runs = find_runs(tables.con, PATHS)
+
+    for round_ in range(6):
+        asked = runs[: 1 + round_ % 3]
+        found = list(lines(tables.con, asked, question, remembered))
+        fresh = list(lines(tables.con, asked, question, SeriesNumbers()))
+        assert [(line.run, line.key) for line in found] == [(line.run, line.key) for line in fresh]
+        for one, other in zip(found, fresh, strict=True):
+            for field in ("x", "x_last", "n", "nans", "min", "max", "mean", "last"):
+                same(getattr(one.buckets, field), getattr(other.buckets, field))
+            assert int(one.buckets.n.sum()) == len(tables.of(one.run, one.key))
+        tables.log(random_points(rng, 200, first_off=1000 * (round_ + 1)))
+        if round_ % 2:
+            tables.compact()
+        tables.finish()
+
+
+def test_memory_is_bounded() -> None:
+    """Beyond its size what was remembered is let go, and read again."""
+    tables = ordered_tables(2000, 3)
+    memory = ChunkMemory(most=50)
+
+    first = memory.read(tables.con, "points_rollup", [0, 256])
+    again = memory.read(tables.con, "points_rollup", [0])
+
+    assert len(first[0]) == len(again[0]) > 20
+    assert sum(map(len, memory._kept.values())) <= 50

@@ -23,6 +23,8 @@ from icecore_api.queries.series import RUNTIME, STEP, TIMESTAMP
 CELLS: Final = 2_000_000
 """Cells (rows times keys) of one batch: what bounds the memory of an export."""
 _READ_ROWS: Final = 131_072
+_TOGETHER: Final = 500_000
+"""Points that are pivoted at once, at least: batches of a wide run would have few rows otherwise."""
 _FIXED: Final = (STEP, TIMESTAMP, RUNTIME)
 
 ColumnKind = Literal["number", "text", "bool", "json"]
@@ -243,6 +245,7 @@ def _blocks(source: _Source, chosen: tuple[Array, Array] | None) -> Iterator[_Bl
     order = np.argsort(source.places[:, 0])
     numbers, cols = source.places[order, 0], source.places[order, 1]
     kept: list[_Block] = []
+    waiting = 0
     for batch in reader:
         number = batch.column(0).to_numpy()
         block = _Block(
@@ -254,10 +257,12 @@ def _blocks(source: _Source, chosen: tuple[Array, Array] | None) -> Iterator[_Bl
             batch.column(4),
         )
         end = int(np.searchsorted(block.step, block.step[-1])) if len(block.step) else 0
-        if end:
+        waiting += len(block.step)
+        if end and waiting >= _TOGETHER:
             yield _Block.joined([*kept, block.cut(0, end)])
             kept = []
-        kept.append(block.cut(end, len(block.step)))
+            waiting, block = len(block.step) - end, block.cut(end, len(block.step))
+        kept.append(block)
     if kept:
         yield _Block.joined(kept)
 
@@ -294,9 +299,14 @@ class Rows:
                 pa.array(self.timestamp[rows]),
                 pa.array(self.runtime[rows]),
             ]
+            numbers, missing = self._numbers(points, at, self.col[by_column], (len(columns), rows.stop - first))
+            lacking: list[bool] = missing.any(axis=1).tolist()  # type: ignore[union-attr]
             for index, column in enumerate(columns):
-                mine = slice(bounds[index], bounds[index + 1])
-                arrays.append(self._column(points[mine], at[mine], rows.stop - first, column.kind))
+                if column.kind == "number":
+                    arrays.append(pa.array(numbers[index], mask=missing[index] if lacking[index] else None))
+                else:
+                    mine = slice(bounds[index], bounds[index + 1])
+                    arrays.append(self._column(points[mine], at[mine], rows.stop - first, column.kind))
             yield pa.record_batch(arrays, schema=schema)
 
     def objects(self, columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -327,14 +337,15 @@ class Rows:
                     values[index] = text == "true" if kinds[number] == "bool" else text
         return values
 
+    def _numbers(self, points: Array, at: Array, col: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+        """Values by (column, row), and where there is none."""
+        values, missing = np.zeros(shape), np.ones(shape, np.bool_)
+        values[col, at] = self.block.value[points]
+        missing[col, at] = False
+        return values, missing
+
     def _column(self, points: Array, at: Array, rows: int, kind: ColumnKind) -> pa.Array[Any]:
-        """One column of a batch."""
-        if kind == "number":
-            values = np.zeros(rows)
-            values[at] = self.block.value[points]
-            missing = np.ones(rows, np.bool_)
-            missing[at] = False
-            return pa.array(values, mask=missing if len(at) < rows else None)
+        """One column of a batch that has not numbers alone."""
         cells: list[Any] = [None] * rows
         texts = self.block.text.take(points).to_pylist()
         if kind == "text":

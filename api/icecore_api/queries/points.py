@@ -17,6 +17,7 @@ import pyarrow as pa
 from icecore.errors import Invalid, NotFound
 from icecore.position import LEDGER, METRICS, Place, Token
 from icecore_api.queries.buckets import Array, Chunks, Curve, Span
+from icecore_api.queries.chunks import ChunkMemory, Entries
 from icecore_projections.schema import run_number
 
 Kind = Literal["metric", "system"]
@@ -140,6 +141,7 @@ class SeriesNumbers:
     def __init__(self, most: int = _CACHED_SERIES) -> None:
         self._most = most
         self._known: dict[tuple[int, str, str], Series] = {}
+        self.chunks = ChunkMemory()
 
     def find(self, cursor: Any, runs: Sequence[int], kinds: Sequence[str], keys: Sequence[str]) -> list[Series]:
         """The series that exist of runs x kinds x keys, in that order. `n` may be of an earlier moment."""
@@ -224,48 +226,48 @@ def read_points(
     return {number: curve.ordered() for number, curve in curves.items()}
 
 
-def read_chunks(
-    cursor: Any, kind: Kind, series: Sequence[int], axis: Axis, span: Span | None = None
-) -> dict[int, Curve]:
-    """The same series from the rollup (64 points a chunk) and the hot points: exact, at chunk resolution.
+def read_chunks(cursor: Any, kind: Kind, series: Sequence[int], axis: Axis, memory: ChunkMemory) -> dict[int, Curve]:
+    """The same series from the rollup (64 points an entry) and the hot points: exact, at the rollup's resolution.
 
-    A chunk's x is that of its first point. With `span`, chunks that overlap it are taken whole.
+    An entry's x is that of its first point.
     """
-    table = _TABLES[kind]
-    overlap = "" if span is None else f" AND {axis}_last >= {span[0]!r} AND {axis}_first <= {span[1]!r}"
-    columns = f"series, {axis}_first, last, {axis}_last, n, nans, least, most, total"
-    rows = _fetch(cursor, f"SELECT {columns} FROM {table}_rollup WHERE {_among(sorted(series))}{overlap}")  # noqa: S608
-    parts = [rows]
-    names = _column(parts, 0)
-    cold = [_column(parts, i) for i in range(1, 9)]
-    hot = read_points(cursor, kind, series, axis, span=span, where="hot")
-    curves: dict[int, Curve] = {}
-    split = dict(_split(names))
-    for number in dict.fromkeys([*split, *hot]):
-        chosen = split.get(number, slice(0, 0))
-        curves[number] = _merged([column[chosen] for column in cold], hot.get(number))
-    return curves
+    numbers = sorted(series)
+    cold = memory.read(cursor, f"{_TABLES[kind]}_rollup", numbers)
+    hot = read_points(cursor, kind, numbers, axis, where="hot")
+    return {
+        number: _merged(cold.get(number), hot.get(number), axis)
+        for number in numbers
+        if number in cold or number in hot
+    }
 
 
-def _merged(cold: list[Array], hot: Curve | None) -> Curve:
-    """Chunks and single points as one curve."""
-    x, last, x_last, n, nans, least, most, total = cold
-    counts = [n.astype(np.int64), nans.astype(np.int64)]
-    empty = counts[0] == counts[1]
-    stats = [np.where(empty, np.inf, least), np.where(empty, -np.inf, most), np.where(empty, 0.0, total)]
+def _merged(cold: Entries | None, hot: Curve | None, axis: Axis) -> Curve:
+    """Entries and single points as one curve."""
+    parts = [_of_entries(cold, axis)] if cold is not None else []
     if hot is not None:
-        missing = np.isnan(hot.value)
-        x, x_last = np.concatenate([x, hot.x]), np.concatenate([x_last, hot.x])
-        last = np.concatenate([last, hot.value])
-        counts = [
-            np.concatenate([counts[0], np.ones(len(hot.x), np.int64)]),
-            np.concatenate([counts[1], missing.astype(np.int64)]),
-        ]
-        points = [np.where(missing, blank, hot.value) for blank in (np.inf, -np.inf, 0.0)]
-        stats = [np.concatenate(pair) for pair in zip(stats, points, strict=True)]
-    return Curve(
-        x, last, Chunks(x_last, counts[0], counts[1], stats[0], stats[1], stats[2], np.arange(len(x)))
-    ).ordered()
+        parts.append(_of_points(hot))
+    if len(parts) == 1:
+        curve, chunks = parts[0]
+    else:
+        (old, old_chunks), (new, new_chunks) = parts
+        curve = Curve(np.concatenate([old.x, new.x]), np.concatenate([old.value, new.value]))
+        pairs = zip(old_chunks, new_chunks, strict=True)
+        chunks = [np.concatenate(pair) for pair in pairs]
+    x_last, n, nans, least, most, total = chunks
+    entries = Chunks(x_last, n, nans, least, most, total, np.arange(len(curve.x)))
+    return Curve(curve.x, curve.value, entries).ordered()
+
+
+def _of_entries(cold: Entries, axis: Axis) -> tuple[Curve, list[Array]]:
+    c = cold.columns
+    curve = Curve(c[f"{axis}_first"], c["last"])
+    return curve, [c[f"{axis}_last"], c["n"], c["nans"], c["least"], c["most"], c["total"]]
+
+
+def _of_points(hot: Curve) -> tuple[Curve, list[Array]]:
+    missing = np.isnan(hot.value)
+    least, most, total = (np.where(missing, blank, hot.value) for blank in (np.inf, -np.inf, 0.0))
+    return hot, [hot.x, np.ones(len(hot.x), np.int64), missing.astype(np.int64), least, most, total]
 
 
 def _fetch(cursor: Any, sql: str) -> pa.Table:

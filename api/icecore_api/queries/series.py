@@ -143,11 +143,11 @@ def curves(
         return
     wanted = numbers.find(cursor, list(by_number), [question.kind], list(dict.fromkeys(question.keys)))
     axis: Axis = "step" if question.x == STEP else "ts"
-    for part, rolled in _plan(cursor, wanted, question, axis):
+    for part, rolled in _plan(cursor, wanted, question, axis, numbers):
         chosen = [series.number for series in part]
         bounds = _stored_span(question)
         if rolled:
-            found = read_chunks(cursor, question.kind, chosen, axis, bounds)
+            found = read_chunks(cursor, question.kind, chosen, axis, numbers.chunks)
         else:
             found = read_points(cursor, question.kind, chosen, axis, question.upto, bounds)
         for series in part:
@@ -159,7 +159,7 @@ def curves(
 
 
 def _plan(
-    cursor: object, wanted: Sequence[Series], question: Question, axis: Axis
+    cursor: object, wanted: Sequence[Series], question: Question, axis: Axis, numbers: SeriesNumbers
 ) -> Iterator[tuple[Sequence[Series], bool]]:
     """Series to be read together, and whether from the rollup."""
     total = sum(series.n for series in wanted)
@@ -171,8 +171,9 @@ def _plan(
         and question.upto.metrics is None
     )
     if rolled and question.span is not None and question.x != RUNTIME:
-        inside = read_chunks(cursor, question.kind, [s.number for s in wanted], axis, _stored_span(question))
-        rolled = sum(curve.points for curve in inside.values()) > question.rollup_from
+        inside = read_chunks(cursor, question.kind, [s.number for s in wanted], axis, numbers.chunks)
+        in_sight = sum(_clip(_in_unit(curve, None, question.x), question).points for curve in inside.values())
+        rolled = in_sight > question.rollup_from
     limit = _TOGETHER * 16 if rolled else _TOGETHER
     part: list[Series] = []
     points = 0
@@ -197,11 +198,11 @@ def _stored_span(question: Question) -> Span | None:
     return max(math.ceil(low) - slack, least), min(math.floor(high) + slack, greatest)
 
 
-def _in_unit(curve: Curve, run: Run, x: str) -> Curve:
+def _in_unit(curve: Curve, run: Run | None, x: str) -> Curve:
     """The curve with x as it was asked for."""
     if x == STEP:
         return curve
-    start = (run.started_ts or 0) if x == RUNTIME else 0
+    start = (run.started_ts or 0) if run is not None and x == RUNTIME else 0
     chunks = curve.chunks and replace(curve.chunks, x_last=(curve.chunks.x_last - start) / 1000)
     return Curve((curve.x - start) / 1000, curve.value, chunks)
 
