@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, overload
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 from icecore.errors import UsageError
 from icecore.http import JsonClient
@@ -302,7 +302,7 @@ class Run:
     @property
     def url(self) -> str:
         """Its page."""
-        return str(self._doc.get("url") or "")
+        return urljoin(f"{self._client.url}/", str(self._doc.get("url") or ""))
 
     @property
     def last_step(self) -> int | None:

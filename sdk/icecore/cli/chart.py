@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 _DOTS: Final = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # [column][row] of a braille cell
@@ -59,10 +60,15 @@ def line_chart(series: Mapping[str, Points], width: int = 72, height: int = 10) 
         for column in range(columns):
             bits, index = cells.get((column, row), (0, -1))
             parts.append((chr(_BLANK + bits) if bits else " ", index))
-        rows.append(parts)
+        rows.append(_joined(parts))
     left, right = number(x_low), number(x_high)
     rows.append([(f"{' ' * margin}└{left}{'─' * max(1, columns - len(left) - len(right))}{right}", -1)])
     return rows
+
+
+def _joined(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Neighbours of one colour as one part."""
+    return [("".join(text for text, _ in group), index) for index, group in groupby(parts, key=lambda part: part[1])]
 
 
 def number(value: float) -> str:

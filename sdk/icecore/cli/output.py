@@ -87,10 +87,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Se
 
     made = Table(box=box.SIMPLE_HEAD if on_terminal() else None, header_style="bold", pad_edge=False)
     for column in columns:
-        made.add_column(clean(column), justify="right" if column in right else "left", overflow="fold")
+        single = len(columns) > 2  # two columns are names and values, which may be long
+        overflow: Any = "ellipsis" if single else "fold"
+        justify: Any = "right" if column in right else "left"
+        made.add_column(clean(column), justify=justify, overflow=overflow, no_wrap=single)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(clean(shown(cell))) for cell in row))
     return made
+
+
+def fitting(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int, kept: int) -> list[int]:
+    """Which columns of a table fit in `width`: the first `kept`, and of the others as many as there is room for."""
+    chosen: list[int] = []
+    room = width
+    for index, column in enumerate(columns):
+        needed = max([len(clean(column)), *(len(clean(shown(row[index]))) for row in rows)]) + 3
+        if index < kept or needed <= room:
+            chosen.append(index)
+            room -= needed
+    return chosen
 
 
 def shown(value: object) -> str:
@@ -104,6 +119,13 @@ def shown(value: object) -> str:
     if isinstance(value, dict | list):
         return orjson.dumps(value, default=str).decode()
     return str(value)
+
+
+def moment(ms: object) -> str:
+    """Milliseconds since 1970 as a time in UTC."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") if isinstance(ms, int | float) else ""
 
 
 def duration(seconds: object) -> str:

@@ -10,7 +10,19 @@ import click
 import orjson
 
 from icecore.api import Api, Run
-from icecore.cli.output import clean, draw, duration, examples, json_option, on_terminal, print_json, table, terminal
+from icecore.cli.output import (
+    clean,
+    draw,
+    duration,
+    examples,
+    fitting,
+    json_option,
+    moment,
+    on_terminal,
+    print_json,
+    table,
+    terminal,
+)
 from icecore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +64,9 @@ def runs(path: str | None, filter_text: str | None, order: str, limit: int, key:
     console = terminal()
     key = key or _common_key(listed)
     curves = _curves(api, listed, key) if on_terminal() else {}
-    console.print(_runs_table(listed, key, curves))
+    if not listed:
+        click.echo("no runs here; `icecore runs` lists the projects", err=True)
+    console.print(_runs_table(listed, key, curves, console.width))
     if len(listed) < len(found):
         click.echo(f"{len(listed)} of {len(found)} runs; --limit shows more", err=True)
     if key and curves:
@@ -65,7 +79,7 @@ def _projects(api: Api, as_json: bool) -> None:
     if as_json:
         print_json({"projects": [vars(project) for project in found]})
         return
-    rows = [[project.path, project.runs, project.last_ts] for project in found]
+    rows = [[project.path, project.runs, moment(project.last_ts)] for project in found]
     terminal().print(table(["project", "runs", "last heard of"], rows, right=["runs"]))
     if not found:
         click.echo("no runs yet; next: `import icecore` in a script, or `icecore demo`", err=True)
@@ -107,7 +121,8 @@ def _curves(api: Api, listed: Sequence[Run], key: str) -> dict[str, Points]:
     return curves
 
 
-def _runs_table(listed: Sequence[Run], key: str, curves: dict[str, Points]) -> Any:
+def _runs_table(listed: Sequence[Run], key: str, curves: dict[str, Points], width: int) -> Any:
+    """What fits of: the run, the drawn metric, the config values that differ, other summary values, dates."""
     from rich.text import Text
 
     from icecore.cli.chart import spark
@@ -116,20 +131,24 @@ def _runs_table(listed: Sequence[Run], key: str, curves: dict[str, Points]) -> A
     others = [name for name in _telling([run.summary for run in listed]) if name != key and not name.startswith("_")]
     summaries = [*([key] if key else []), *others][:COLUMNS_MOST]
     drawn = [f"{key} ~"] if curves else []
-    head = ["name", "id", "state", "created", "runtime", "steps", *configs, *summaries, *drawn]
-    rows = []
+    head = ["name", "id", "state", *drawn, *summaries[:1], *configs, *summaries[1:], "steps", "runtime", "created"]
+    rows: list[list[object]] = []
     for run in listed:
-        line = [value for _, value in curves.get(run.path, [])]
+        values = [run.summary.get(name) for name in summaries]
+        line = Text(spark([value for _, value in curves.get(run.path, [])]), style="cyan")
         rows.append(
             [
                 *(run.name, run.id, Text(run.state, style=STATE_STYLES.get(run.state, ""))),
-                *(run.created_at[:19].replace("T", " "), duration(run.summary.get("_runtime")), run.last_step),
+                *([line] if drawn else []),
+                *values[:1],
                 *(run.config.get(name) for name in configs),
-                *(run.summary.get(name) for name in summaries),
-                *([Text(spark(line), style="cyan")] if curves else []),
+                *values[1:],
+                *(run.last_step, duration(run.summary.get("_runtime")), run.created_at[:19].replace("T", " ")),
             ]
         )
-    return table(head, rows, right=["runtime", "steps", *configs, *summaries])
+    fits = fitting(head, rows, width, kept=3)
+    shown_rows = [[row[index] for index in fits] for row in rows]
+    return table([head[index] for index in fits], shown_rows, right=["runtime", "steps", *configs, *summaries])
 
 
 def _telling(documents: Sequence[Any]) -> list[str]:
