@@ -50,7 +50,7 @@ def translate(
             failed = _io_error(full, file, said, place, offset)
             unread = LogError(f"expected to read {file}, got {said}", hint=_HINT_POISONED)
             return unread if reading and isinstance(failed, LogPoisoned) else failed
-        case 0 if place is not None:  # raised by Python's module itself: text that is not UTF-8
+        case 0:  # raised by Python's module itself: text that is not UTF-8
             return corrupt(file, said, place, offset)
         case _:
             return LogError(f"expected {file} to take or give records, got {said}", hint=_HINT_CORRUPT)
@@ -100,7 +100,7 @@ def foreign(file: Path, expected: str, got: str) -> LogForeign:
 
 def corrupt(file: Path, got: str, place: Place | None = None, offset: int | None = None) -> LogCorrupt:
     """Bytes that are not what was written."""
-    if place is None:
+    if place is None or offset is None:
         return LogCorrupt(f"expected {file} to be whole, got {got}", hint=_HINT_CORRUPT, file=str(file))
     where = f"{place.stream}:{place.partition}:{offset}"
     return LogCorrupt(

@@ -221,7 +221,8 @@ def check_row(row: RawRow, expected: int) -> str:
     offset, key, envelope, payload, crc = row
     if offset != expected:
         return f"a hole up to {offset}"
-    if not (isinstance(key, str) and isinstance(envelope, bytes) and isinstance(payload, bytes)):
+    types = (type(key), type(envelope), type(payload), type(crc))
+    if types != (str, bytes, bytes, int):
         return "fields of other types"
     got = checksum(offset, content_checksum(key, envelope, payload))
     return "" if got == crc else f"checksum {got:#010x} instead of {crc:#010x}"

@@ -138,8 +138,9 @@ def open_readable(segment: Segment, place: Place) -> sqlite3.Connection:
     """
     if wal_size(segment) == 0:
         db = _open(segment, place, "ro&immutable=1")
-        if is_sealed(db):
-            return db
+        with contextlib.suppress(sqlite3.Error):  # a damaged file: who reads it will say so
+            if is_sealed(db):
+                return db
         db.close()
     try:
         return _open(segment, place, "ro")
@@ -186,6 +187,8 @@ def check_identity(db: sqlite3.Connection, segment: Segment, place: Place) -> No
             hint="start the icecore version that wrote it, or a newer one",
         )
     meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    if meta.get("sealed") not in {0, 1}:
+        raise failures.corrupt(segment.path, f"sealed = {meta.get('sealed')!r}")
     expected = (place.stream, place.partition, segment.first)
     got = (meta.get("stream"), meta.get("partition"), meta.get("first_off"))
     if got != expected:
@@ -201,7 +204,7 @@ def _user_version(db: sqlite3.Connection) -> tuple[int]:
 
 def is_sealed(db: sqlite3.Connection) -> bool:
     """Whether the segment will never be written again."""
-    return bool(db.execute("SELECT value FROM meta WHERE key = 'sealed'").fetchall()[0][0])
+    return bool(db.execute(TAIL).fetchall()[0][1])
 
 
 def wal_size(segment: Segment) -> int:

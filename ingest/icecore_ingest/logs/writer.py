@@ -21,7 +21,6 @@ from icecore_ingest.logs.segments import (
     TAIL,
     checksum,
     create_segment,
-    is_sealed,
     list_segments,
     open_writable,
     segment_at,
@@ -232,9 +231,13 @@ class Writer:
                 recover(segment, self._place, self._lock_timeout).close()
         while True:
             db = recover(self._tail, self._place, self._lock_timeout)
-            if not is_sealed(db):
+            try:
+                last, sealed = db.execute(TAIL).fetchall()[0]
+            except sqlite3.Error as error:
+                db.close()
+                raise failures.translate(error, self._tail.path, self._place) from error
+            if not sealed:
                 return db
-            last = db.execute(TAIL).fetchall()[0][0]
             db.close()
             self._tail = segment_at(self._folder, last + 1)
             create_segment(self._tail, self._place)
