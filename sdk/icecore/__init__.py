@@ -51,7 +51,23 @@ _HOMES: Final = {
 }
 """Public names, and the module each is in."""
 
-__all__ = [*_HOMES, "config", "log", "run", "summary"]  # noqa: PLE0604 - they are str
+__all__ = [
+    "Api",
+    "Config",
+    "IcecoreError",
+    "Run",
+    "Settings",
+    "Summary",
+    "UsageError",
+    "config",
+    "define_metric",
+    "finish",
+    "init",
+    "log",
+    "login",
+    "run",
+    "summary",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, SupportsFloat
 
 import orjson
 
@@ -50,7 +50,7 @@ def scalar(value: Any) -> Scalar:
             return base(value)
     if callable(getattr(value, "item", None)):
         return _item(value)
-    if isinstance(value, numbers.Number) and hasattr(value, "__float__"):
+    if isinstance(value, numbers.Number) and isinstance(value, SupportsFloat):
         return float(value)  # a Decimal or a Fraction
     if value is None:
         raise Unloggable("None is no value; leave the key out where there is none")

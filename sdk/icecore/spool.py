@@ -16,6 +16,7 @@ seq) therefore means a damaged file and nothing else: what is dropped never got 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -53,6 +54,7 @@ __all__ = ["Batch", "Dropped", "Mark", "Scan", "Spool", "spool_home", "spools", 
 
 SEGMENT_BYTES: Final = 16 << 20
 MEMORY_BYTES: Final = 32 << 20
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 LEDGER_RESERVE: Final = 16 << 20
 """Beyond the spool's size, for events that are few and matter most: starts, finishes, configs."""
 
@@ -233,8 +235,7 @@ class Spool:
             if self._file < 0:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if self._flock < 0:
-                    self._flock = open_lock(self.folder)
-                    fcntl.flock(self._flock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._flock = _hold(self.folder)
                 write_durably(self.folder / "meta.json", self._meta)
                 self._file = open_segment(self.folder, self._segment)
         except OSError as error:
@@ -325,3 +326,15 @@ class Spool:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
         self._file = self._flock = -1
+
+
+def _hold(folder: Path) -> int:
+    """Lock a new spool. Where the file system knows no locks nobody else can take it up either."""
+    descriptor = open_lock(folder)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
+            raise
+    return descriptor

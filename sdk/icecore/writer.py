@@ -33,7 +33,15 @@ QueuedRow = tuple[int, int, dict[str, Scalar]]
 class Writer:
     """Owns the queue of one run in one process, and the spool it goes to."""
 
-    def __init__(self, run: str, spool: Spool, summary: Summary, changes: Callable[[], list[Event]]) -> None:
+    def __init__(
+        self,
+        run: str,
+        spool: Spool,
+        summary: Summary,
+        changes: Callable[[], list[Event]],
+        *,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self.run = run
         self.spool = spool
         self.queue: deque[QueuedRow] = deque()
@@ -44,6 +52,7 @@ class Writer:
         self._draining = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
+        self._heartbeat_seconds = heartbeat_seconds
         self._emitted_at = time.monotonic()
         self._synced_at = time.monotonic()
         self._told_at = -TELL_SECONDS
@@ -125,7 +134,7 @@ class Writer:
     def _tick(self) -> None:
         self.drain()
         self._emit_changes()
-        if time.monotonic() - self._emitted_at > HEARTBEAT_SECONDS:
+        if time.monotonic() - self._emitted_at > self._heartbeat_seconds:
             self.emit(RunHeartbeat(run=self.run))
         if time.monotonic() - self._synced_at > SYNC_SECONDS:
             self._synced_at = time.monotonic()
