@@ -14,10 +14,13 @@ from icecore_api.queries.values import summaries
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+# materialized, or DuckDB would join all runs and read all documents before it picks these
 _ROWS: Final = """
-SELECT c.run, c.doc, a.heard_ts, a.last_step, a.points
-FROM current_runs c LEFT JOIN run_activity a USING (run)
-WHERE c.run IN (SELECT unnest($runs)) AND ($deleted OR NOT c.deleted)
+WITH picked AS MATERIALIZED (
+    SELECT run, doc, deleted FROM current_runs WHERE run IN (SELECT unnest($runs))
+)
+SELECT p.run, p.doc, a.heard_ts, a.last_step, a.points
+FROM picked p LEFT JOIN run_activity a USING (run) WHERE $deleted OR NOT p.deleted
 """
 
 _GAPS: Final = """
