@@ -300,7 +300,7 @@ class Rows:
                 pa.array(self.runtime[rows]),
             ]
             numbers, missing = self._numbers(points, at, self.col[by_column], (len(columns), rows.stop - first))
-            lacking: list[bool] = missing.any(axis=1).tolist()  # type: ignore[union-attr]
+            lacking = np.asarray(missing.any(axis=1)).tolist()
             for index, column in enumerate(columns):
                 if column.kind == "number":
                     arrays.append(pa.array(numbers[index], mask=missing[index] if lacking[index] else None))
