@@ -34,9 +34,14 @@ class PoisonDominatesError(Exception):
 
 
 class Guard:
-    """Counts the dead among the last records."""
+    """Counts the dead among the last records.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many of them are poison; more are a fault in the program.
+    """
+
+    def __init__(self, most: int = DEAD_MOST) -> None:
+        self._most = most
         self._window: deque[bool] = deque(maxlen=WINDOW)
 
     def check(self, outcomes: Sequence[bool], last_reason: str) -> None:
@@ -52,9 +57,9 @@ class Guard:
                 dead -= window[0]
             window.append(died)
             dead += died
-            if dead > DEAD_MOST:
+            if dead > self._most:
                 raise PoisonDominatesError(
-                    f"expected at most {DEAD_MOST} of {WINDOW} records that cannot be folded, got {dead}; "
+                    f"expected at most {self._most} of {WINDOW} records that cannot be folded, got {dead}; "
                     f"the last one: {last_reason}"
                 )
         self._window = window

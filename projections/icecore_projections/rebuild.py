@@ -24,13 +24,9 @@ from icecore.log import Batch, EventLog, Record
 from icecore.position import Place, Position, Token
 from icecore_projections import generations
 from icecore_projections.digest import Digest, digest
-from icecore_projections.poison import PoisonDominatesError
+from icecore_projections.poison import DEAD_MOST, Guard, PoisonDominatesError
 from icecore_projections.runner import Runner
 from icecore_projections.store import Store, told
-
-BATCH_RECORDS: Final = 20_000
-BATCH_BYTES: Final = 64 << 20
-"""Larger than a serving runner's: nobody waits for the single event."""
 
 NEAR_ENOUGH: Final = 2_000
 """Records behind the log's end at which the switch is made; the serving runner folds the rest as ever."""
@@ -165,7 +161,7 @@ async def _rebuild(
     target = upto or (before.token if before is not None else end)
     path = generations.fresh(folder)
     store = Store.open(path, log_id=log.log_id)
-    fold = _Fold(log, store, report)
+    fold = _Fold(log, store, report, known_dead=before.tables["dead_letters"].rows if before is not None else 0)
     switched = False
     try:
         await fold.until(target, "fold")
@@ -189,15 +185,19 @@ async def _rebuild(
 
 
 class _Fold:
-    """A runner of the new store, and how far it is."""
+    """A runner of the new store, and how far it is.
 
-    def __init__(self, log: EventLog, store: Store, report: Report) -> None:
+    What the serving store could not fold either is no news: a person has seen it there, and so much poison more is
+    let through.
+    """
+
+    def __init__(self, log: EventLog, store: Store, report: Report, *, known_dead: int) -> None:
         self._log = log
         self._store = store
         self._report = report
         self._started = time.monotonic()
         self._view = LogUntil(log, Token())
-        self._runner = Runner(self._view, store, records=BATCH_RECORDS, size=BATCH_BYTES)
+        self._runner = Runner(self._view, store, guard=Guard(DEAD_MOST + known_dead))
 
     @property
     def seconds(self) -> float:

@@ -17,14 +17,15 @@ from typing import Any
 import duckdb
 import pytest
 
-from histories import PATHS, append, fold_all, sample, to_records
-from icecore.errors import LogReadOnly, StoreAhead, StoreLocked
+from histories import PATHS, Said, append, fold_all, sample, to_records
+from icecore.errors import LogReadOnly, StoreAhead, StoreError, StoreLocked
 from icecore.log import Batch
 from icecore.position import LEDGER, METRICS, Place, Token
 from icecore.testing.memory_log import MemoryLog
 from icecore_ingest.logs.sqlite import SQLiteLog
 from icecore_projections import generations
 from icecore_projections.rebuild import LogUntil, Progress, digest_of, rebuild
+from icecore_projections.runner import Runner
 from icecore_projections.store import Store
 
 KILLS = max(6, int(os.environ.get("ICECORE_SOAK_ROUNDS", "0")) // 20)
@@ -256,6 +257,26 @@ def test_a_view_of_the_log_ends_where_it_should(tmp_path: Path) -> None:
             await view.append(METRICS, [])
         await view.close()
         assert await log.start() == await view.start()
+
+    run(work())
+
+
+def test_known_poison_does_not_stop_a_rebuild(tmp_path: Path) -> None:
+    """Poison that the serving store has passed over in small batches is passed over by a rebuild in large ones."""
+
+    async def work() -> None:
+        log = MemoryLog()
+        await append(log, to_records([Said(1, ("metrics.logged", b"no json"), i) for i in range(30)]))
+        with serving(tmp_path, log) as store:
+            with pytest.raises(StoreError, match="expected the log to be foldable"):
+                await rebuild(log, tmp_path, serving=store)
+            assert generations.current(tmp_path) == store.path
+            for _ in range(2):  # a person looks, and lets it go on
+                runner = Runner(log, store, records=15)
+                await runner.step()
+                await runner.close()
+            result = await rebuild(log, tmp_path, serving=store)
+            assert (result.matches, result.serving and result.serving.tables["dead_letters"].rows) == (True, 30)
 
     run(work())
 
