@@ -135,9 +135,8 @@ class Server:
 def running_server(folder: Path, *arguments: str) -> Iterator[Server]:
     """A server with its data in `folder`, ended when the block is left."""
     server = Server(data=folder / "data", config_dir=folder / "config", arguments=arguments)
-    server.start()
     try:
-        yield server
+        yield server.start()
     finally:
         server.stop()
 
