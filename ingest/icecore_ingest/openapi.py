@@ -95,7 +95,7 @@ def _events() -> dict[str, Any]:
             **{
                 status: {
                     "description": text,
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
                 }
                 for status, text in _ERRORS.items()
             },
