@@ -1,0 +1,1 @@
+"""The room where questions are answered, and the only one that wires the others together."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,16 +42,17 @@ def _data_option(function: Any) -> Any:
 Examples:
   icecore up
   icecore up --data ./ice --port 0 --json
-  icecore up --host 0.0.0.0 --port 8700
+  icecore up --host 0.0.0.0 --public-host ice.example.org
 """
 )
 @_data_option
 @click.option("--host", default="127.0.0.1", show_default=True, envvar="ICECORE_HOST", help="Address to listen on.")
 @click.option("--port", default=8700, show_default=True, envvar="ICECORE_PORT", help="Port; 0 picks a free one.")
+@click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help='First line: {"url", "login_url", "api_key"}.')
-def up(data: Path, host: str, port: int, as_json: bool) -> None:
+def up(data: Path, host: str, port: int, public_host: tuple[str, ...], as_json: bool) -> None:
     """Serve a data folder: one command, two processes, until Ctrl-C."""
-    from icecore_api.supervise import FirstWords
+    from icecore_api.supervise import FirstWords, Plan
     from icecore_api.supervise import up as serve
 
     def ready(words: FirstWords) -> None:
@@ -65,7 +67,7 @@ def up(data: Path, host: str, port: int, as_json: bool) -> None:
             click.echo("  next: `import icecore` in a script, or `icecore demo`; Ctrl-C stops")
         sys.stdout.flush()
 
-    asyncio.run(serve(data.expanduser().absolute(), host, port, ready=ready, say=say))
+    asyncio.run(serve(Plan(data.expanduser().absolute(), host, port, public_host), ready=ready, say=say))
 
 
 @click.command(
@@ -77,9 +79,9 @@ Examples:
 )
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=None, help="Default: a new folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default=True, help="Port; 0 picks a free one.")
+@click.option("--port", default=None, type=int, help="Port (default: 8700 where it is free); 0 picks a free one.")
 @click.option("--stay/--no-stay", default=None, help="Go on serving until Ctrl-C (default: on a terminal).")
-def demo(data: Path | None, host: str, port: int, stay: bool | None) -> None:
+def demo(data: Path | None, host: str, port: int | None, stay: bool | None) -> None:
     """Start a server, train real models in parallel, kill one, resume it, and look at them."""
     try:
         import sklearn  # type: ignore[import-untyped]  # noqa: F401 - asked for here to say what is missing
@@ -88,7 +90,18 @@ def demo(data: Path | None, host: str, port: int, stay: bool | None) -> None:
     from icecore_api.demo.play import play
 
     folder = data.expanduser().absolute() if data else Path(tempfile.mkdtemp(prefix="icecore-data-"))
-    play(folder, host, port, stay=sys.stdout.isatty() if stay is None else stay)
+    play(folder, host, _free(host, 8700) if port is None else port, stay=sys.stdout.isatty() if stay is None else stay)
+
+
+def _free(host: str, port: int) -> int:
+    """The port where nobody has it, else 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return 0
+        return port
 
 
 def _anywhere_option(function: Any) -> Any:

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -40,6 +40,8 @@ class Plan:
     data: Path
     host: str
     port: int
+    public_hosts: tuple[str, ...] = ()
+    """Names and addresses, besides loopback's, that requests may be made to."""
 
     @property
     def url(self) -> str:
@@ -254,9 +256,12 @@ def child_processes(plan: Plan, listener: socket.socket) -> list[Child]:
     python = [sys.executable, "-m"]
     data = ["--data", str(plan.data)]
     fd = listener.fileno()
+    public = [word for name in plan.public_hosts for word in ("--public-host", name)]
     return [
         Child("store", [*python, "icecore_api.serve", *data, "--url", plan.url]),
-        Child("gateway", [*python, "icecore_ingest.gateway", *data, "--host", plan.host, "--fd", str(fd)], (fd,)),
+        Child(
+            "gateway", [*python, "icecore_ingest.gateway", *data, "--host", plan.host, "--fd", str(fd), *public], (fd,)
+        ),
     ]
 
 
@@ -297,27 +302,23 @@ async def introduce(data: Path, url: str) -> FirstWords:
     return FirstWords(url=url, login_url=f"{url}/login#token={token}", api_key=first_key)
 
 
-async def up(
-    data: Path, host: str, port: int, *, ready: Callable[[FirstWords], None], say: Callable[[str], None]
-) -> None:
-    """Serve `data` on `host`:`port` until SIGTERM or SIGINT.
+async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[str], None]) -> None:
+    """Serve a folder until SIGTERM or SIGINT.
 
     Args:
-        data: the folder that holds everything; made if absent.
-        host: the address to listen on.
-        port: the port, or 0 to pick a free one.
+        plan: the folder, made if absent, and the address; port 0 picks a free one.
         ready: called once, when both processes answer.
         say: called with a sentence whenever something a person may want to know happens.
 
     Raises:
         IcecoreError: the folder is taken or cannot be written, the port is taken, a child does not start.
     """
-    prepare(data)
-    lock = Lock(data)
-    listener = bind(host, port)
-    plan = Plan(data=data, host=host, port=listener.getsockname()[1])
+    prepare(plan.data)
+    lock = Lock(plan.data)
+    listener = bind(plan.host, plan.port)
+    plan = replace(plan, port=listener.getsockname()[1])
     lock.write({"pid": os.getpid(), "url": plan.url})
-    words = await introduce(data, plan.url)
+    words = await introduce(plan.data, plan.url)
     supervisor = Supervisor(plan, child_processes(plan, listener), say=say)
     await supervisor.start()
     ready(words)

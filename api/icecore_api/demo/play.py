@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from icecore.api import Api, Run
 from icecore.errors import IcecoreError, Unavailable
+from icecore.settings import URL_DEFAULT
 
 PARALLEL: Final = 4
 STEPS: Final = 400
@@ -158,13 +159,14 @@ def play(data: Path, host: str, port: int, *, stay: bool) -> None:
         IcecoreError: a part did not do what it should.
     """
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then, too
     console = Console(highlight=False)
     demo = Demo(data=data, project=f"digits-{time.strftime('%H%M%S')}", console=console)
     server, words = demo.start_server(host, port)
     try:
         console.print(f"icecore serves [bold]{data}[/] at [bold]{words['url']}[/]")
         api = Api(overrides={"base_url": words["url"]})
-        entity = str(api.viewer["user"])
+        entity = api.viewer
         demo.train(grid())
         resumed = demo.kill_and_resume(api, entity)
         demo.offline_and_sync()
@@ -204,6 +206,8 @@ def show(demo: Demo, api: Api, path: str) -> None:
 
 def next_steps(words: Mapping[str, Any], path: str) -> Iterator[str]:
     """What a person may try next."""
+    if words["url"] != URL_DEFAULT:
+        yield f"export ICECORE_URL={words['url']}"
     yield f"open   {words['login_url']}"
     yield f'icecore runs {path} --filter \'{{"config.lr": {{"$gte": 0.1}}}}\''
     yield f"icecore run {path}/killed"

@@ -6,6 +6,7 @@ It is also what a training script with icecore looks like: everything about icec
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -67,7 +68,7 @@ def main() -> None:
                 },
                 step=step,
             )
-        print(f"validation accuracy {np.mean(model.predict(x_val) == y_val):.3f} after {args.steps} steps")
+        sys.stdout.write(f"validation accuracy {np.mean(model.predict(x_val) == y_val):.3f} after {args.steps} steps\n")
 
 
 if __name__ == "__main__":
