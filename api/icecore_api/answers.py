@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import duckdb
@@ -10,11 +11,13 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 from icecore.errors import BadRequest, IcecoreError, Invalid, NotFound, Unavailable
 from icecore.position import Token
 
+WEB: Final = Path(__file__).parent / "web"
+NO_CACHE: Final = {"Cache-Control": "no-cache"}
 POSITION_HEADER: Final = "Icecore-Position"
 _OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -32,6 +35,11 @@ class Json(Response):
     def render(self, content: Any) -> bytes:
         """The bytes."""
         return orjson.dumps(content, option=_OPTIONS)
+
+
+def index_page(status: int = 200) -> Response:
+    """The web page, which finds what to show in its own address."""
+    return FileResponse(WEB / "index.html", status_code=status, media_type="text/html", headers=NO_CACHE)
 
 
 class NotAllowed(IcecoreError):

@@ -10,8 +10,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import FileResponse, Response
 
-from icecore_api.answers import Json, install_errors
+from icecore.errors import NotFound
+from icecore_api.answers import NO_CACHE, WEB, Json, index_page, install_errors
 from icecore_api.context import Context
+from icecore_api.deps import OfProject, OfRun
 from icecore_api.jobs import Job
 from icecore_api.models import Done
 from icecore_api.routes import console, health, history, log, login, ops, projects, runs, series
@@ -20,9 +22,9 @@ from icecore_api.submit import Commands
 from icecore_ingest.openapi import openapi_paths
 
 PREFIX: Final = "/api/v1"
-WEB: Final = Path(__file__).parent / "web"
 PAGES: Final = {"/": "index.html", "/login": "index.html", "/app.js": "app.js", "/app.css": "app.css"}
 """What a browser gets without a key: a page that asks for data with the session's cookie."""
+_HTML: Final[dict[str, Any]] = {"text/html": {"schema": {"type": "string"}}}
 
 
 def create_app(context: Context) -> FastAPI:
@@ -82,7 +84,24 @@ def _pages(app: FastAPI) -> Router:
 
     for path, name in PAGES.items():
         _page(router, path, WEB / name)
+
+    @router.on("GET", "/{entity}/{project}", permission="run:read", answer=None, errors=[404], content=_HTML)
+    def project_page(at: OfProject) -> Response:
+        """The page of a project."""
+        return _own_page(at.entity)
+
+    @router.on("GET", "/{entity}/{project}/{run_id}", permission="run:read", answer=None, errors=[404], content=_HTML)
+    def run_page(at: OfRun) -> Response:
+        """The page of a run: what `url` of a run names."""
+        return _own_page(at.entity)
+
     return router
+
+
+def _own_page(entity: str) -> Response:
+    if entity == "api":
+        raise NotFound("no such route", hint="/openapi.json lists the routes")
+    return index_page()
 
 
 def _page(router: Router, path: str, file: Path) -> None:
@@ -90,7 +109,7 @@ def _page(router: Router, path: str, file: Path) -> None:
 
     def page() -> Response:
         """A part of the web page."""
-        return FileResponse(file, media_type=media, headers={"Cache-Control": "no-cache"})
+        return FileResponse(file, media_type=media, headers=NO_CACHE)
 
     page.__name__ = f"page_{file.stem}_{path.strip('/').replace('.', '_') or 'root'}"
     router.on("GET", path, permission="public", answer=None, content={media: {"schema": {"type": "string"}}})(page)

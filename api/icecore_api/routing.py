@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from icecore.errors import Forbidden, IcecoreError
-from icecore_api.answers import error_answer
+from icecore_api.answers import error_answer, index_page
 from icecore_api.context import Context, Principal
 from icecore_api.models import ErrorBody
 
@@ -162,7 +162,9 @@ class Gate:
             try:
                 who = self._context.identities.authenticate(headers.get(b"authorization"), headers.get(b"cookie"))
             except IcecoreError as error:
-                await error_answer(error)(scope, receive, send)
+                browser = scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b"")
+                page = browser and not scope["path"].startswith("/api")
+                await (index_page(401) if page else error_answer(error))(scope, receive, send)
                 return
             scope.setdefault("state", {})["principal"] = who
         await self._app(scope, receive, send)

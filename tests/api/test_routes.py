@@ -82,7 +82,6 @@ def test_unknown_paths_are_401_to_strangers_and_404_to_callers(tmp_path: Path) -
             "/admin",
             "/.env",
             "/api/v1/runs",
-            "//",
             "/app.js/",
         ):
             stranger = await made.anonymous.get(path)
@@ -214,6 +213,11 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
         for path in ("/app.js", "/app.css"):
             assert path in page.text
             assert (await made.anonymous.get(path)).status_code == 200
+        for path in ("/team/project", "/team/project/r"):
+            assert (await made.client.get(path)).text == page.text
+            stranger = await made.anonymous.get(path, headers={"Accept": "text/html"})
+            assert (stranger.status_code, stranger.text) == (401, page.text)
+        assert (await made.client.get("/api/v1")).status_code == 404
 
     play(tmp_path, story)
 

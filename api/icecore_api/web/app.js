@@ -31,7 +31,7 @@ async function showProjects() {
   const { projects } = await api("projects");
   main.replaceChildren(projects.length ? table(["project", "runs", "last heard of"], projects.map((each) =>
     make("tr", {},
-      make("td", {}, make("a", { href: `#/${part(each.entity)}/${part(each.project)}` }, `${each.entity}/${each.project}`)),
+      make("td", {}, make("a", { href: `/${part(each.entity)}/${part(each.project)}` }, `${each.entity}/${each.project}`)),
       make("td", {}, each.runs),
       make("td", {}, each.last_ts ? new Date(each.last_ts).toLocaleString() : "")))) :
     make("p", {}, "No runs yet. Log one: import icecore; run = icecore.init(project=\"first\"); run.log({\"loss\": 0.5})"));
@@ -46,14 +46,30 @@ async function showRuns(entity, project) {
   const settings = [...new Set(page.runs.flatMap((run) => Object.keys(run.config)))].slice(0, 4);
   const charts = make("div", { class: "charts" });
   const rows = page.runs.map((run, i) => {
-    const name = make("td", {}, "● ", run.name || run.id);
-    name.firstChild.replaceWith(dot(i));
+    const name = make("td", {}, dot(i), make("a", { href: run.url }, run.name || run.id));
     return make("tr", {}, name, make("td", { class: run.state }, run.state), make("td", {}, `${Math.round(run.runtime)} s`),
       ...settings.map((key) => make("td", {}, typeof run.config[key] === "object" ? JSON.stringify(run.config[key]) : short(run.config[key]))),
       ...shown.map((key) => make("td", {}, short(run.summary[key]))));
   });
   main.replaceChildren(charts, make("p", {}, `${page.count} runs`), table(["run", "state", "time", ...settings, ...shown], rows));
   if (page.runs.length && shown.length) await drawCharts(charts, page.runs, shown);
+}
+
+async function showRun(entity, project, id) {
+  const at = `runs/${part(entity)}/${part(project)}/${part(id)}`;
+  const [run, printed] = await Promise.all([api(at), api(at + "/console?tail=200")]);
+  const wanted = form.keys.value.split(",").map((key) => key.trim()).filter(Boolean);
+  const keys = wanted.length ? wanted : Object.keys(run.summary).filter((key) => !key.startsWith("_")).slice(0, 12);
+  const charts = make("div", { class: "charts" });
+  const pairs = (tree) => Object.entries(tree).map(([key, value]) => make("tr", {}, make("td", {}, key),
+    make("td", {}, value !== null && typeof value === "object" ? JSON.stringify(value) : short(value))));
+  const back = make("a", { href: `/${part(entity)}/${part(project)}` }, `${entity}/${project}`);
+  main.replaceChildren(
+    make("h1", {}, run.name || run.id), make("p", { class: run.state }, `${run.state}, ${Math.round(run.runtime)} s, ${run.points} points`),
+    make("p", {}, back), charts, make("h2", {}, "config"), table([], pairs(run.config)),
+    make("h2", {}, "summary"), table([], pairs(run.summary)),
+    make("h2", {}, "console"), make("pre", {}, printed.lines.map((line) => line.text).join("\n")));
+  if (keys.length) await drawCharts(charts, [run], keys);
 }
 
 function dot(i) {
@@ -103,14 +119,13 @@ async function show() {
       location.replace("/");
       return;
     }
-    const [entity, project] = location.hash.replace(/^#\//, "").split("/").filter(Boolean).map(decodeURIComponent);
-    document.getElementById("path").textContent = entity ? `${entity}/${project}` : "";
-    await (entity && project ? showRuns(entity, project) : showProjects());
+    const parts = location.pathname.split("/").filter(Boolean).map(decodeURIComponent);
+    document.getElementById("path").textContent = parts.join(" / ");
+    await (parts.length === 3 ? showRun(...parts) : parts.length === 2 ? showRuns(...parts) : showProjects());
   } catch (error) {
     main.replaceChildren(make("p", { class: "error" }, error.message));
   }
 }
 
 form.addEventListener("submit", (event) => { event.preventDefault(); show(); });
-addEventListener("hashchange", show);
 show();
