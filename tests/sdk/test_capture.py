@@ -1,4 +1,5 @@
 """What is captured of a run without being asked."""
+# ruff: noqa: N802 - NVML's own names
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -14,6 +16,7 @@ import pytest
 
 from icecore import capture
 from icecore.capture.git import git_facts, without_credentials
+from icecore.capture.gpu import Gpus
 from icecore.capture.host import command_line, host_facts
 from icecore.capture.packages import packages
 from icecore.capture.system import SYSTEM_METRICS
@@ -191,3 +194,78 @@ def test_system_metrics_are_sampled_until_stopped() -> None:
     known = {name for name in SYSTEM_METRICS if not name.startswith("gpu.")}
     assert {name for name in names if not name.startswith("gpu.")} <= known
     assert blocks[-1]["cols"]["process.rss_bytes"][0] > 1e6
+
+
+class TwoGpus:
+    """NVML of a machine with two GPUs, the second of which does not tell its power."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self) -> None:
+        self.open = False
+
+    def nvmlInit(self) -> None:
+        self.open = True
+
+    def nvmlShutdown(self) -> None:
+        self.open = False
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:
+        return b"GPU " + str(handle).encode()
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        return SimpleNamespace(total=1000, used=250 * (handle + 1))
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "550.1"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return 12040
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        return SimpleNamespace(gpu=90 - handle)
+
+    def nvmlDeviceGetTemperature(self, handle: int, _sensor: int) -> int:
+        return 60 + handle
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if handle:
+            raise RuntimeError("not supported")
+        return 300_000
+
+
+def test_gpus_are_described_and_sampled() -> None:
+    """Each GPU's name, memory and driver are facts; what it tells is sampled, what it does not is left out."""
+    nvml = TwoGpus()
+    gpus = Gpus(nvml)
+    facts, sample = gpus.facts(), gpus.sample()
+    gpus.close()
+
+    assert facts["gpus"][1] == {"name": "GPU 1", "memory_bytes": 1000, "uuid": "GPU-1"}
+    assert (facts["gpu_count"], facts["gpu_driver"], facts["cuda"]) == (2, "550.1", "12.4")
+    assert sample["gpu.0.power"] == 300.0
+    assert sample["gpu.1.memory"] == 50.0
+    assert (sample["gpu.1.util"], sample["gpu.1.temperature"]) == (89.0, 61.0)
+    assert "gpu.1.power" not in sample
+    assert {name.replace(".0.", ".N.") for name in sample if ".0." in name} == {
+        name for name in SYSTEM_METRICS if name.startswith("gpu.")
+    }
+    assert not nvml.open
+    assert gpus.sample() == {}
+
+
+def test_no_gpu_is_silent() -> None:
+    """Where NVML is missing or broken there are no GPUs, and nothing is said."""
+    gpus = Gpus(SimpleNamespace())
+
+    assert gpus.facts() == {}
+    assert gpus.sample() == {}

@@ -185,7 +185,7 @@ class _Console:
             self._thread.join(SEND_S)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal may finish a run while another one begins
 _console: _Console | None = None
 
 
@@ -220,7 +220,7 @@ def _after_fork_in_child() -> None:
     if _console is not None:
         _console.tap.forget()
         _console.captures.clear()
-    _console, _lock = None, threading.Lock()
+    _console, _lock = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,18 +8,24 @@ from typing import Any
 
 
 class Gpus:
-    """The machine's NVIDIA GPUs; none where the library, the driver or the devices are missing."""
+    """The machine's NVIDIA GPUs; none where the library, the driver or the devices are missing.
 
-    def __init__(self) -> None:
+    Args:
+        nvml: what speaks NVML; the module `pynvml` by default.
+    """
+
+    def __init__(self, nvml: Any = None) -> None:
         self._nvml: Any = None
         self._handles: list[Any] = []
         with contextlib.suppress(Exception):  # NVML has its own errors, and a broken driver any other
-            import pynvml
+            if nvml is None:
+                import pynvml
 
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-            count = int(pynvml.nvmlDeviceGetCount())
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+                nvml = pynvml
+            nvml.nvmlInit()
+            self._nvml = nvml
+            count = int(nvml.nvmlDeviceGetCount())
+            self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
 
     def facts(self) -> dict[str, Any]:
         """`gpus` (name, memory_bytes, uuid each), `gpu_count`, `gpu_driver` and `cuda`; empty without a GPU."""
