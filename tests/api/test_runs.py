@@ -359,3 +359,29 @@ def test_the_console_is_paged_searched_and_tailed(tmp_path: Path) -> None:
         assert (await made.client.get(f"/api/v1/{url}", params={"after": "x"})).status_code == 422
 
     play(tmp_path, story)
+
+
+def test_very_wide_runs_come_in_smaller_pages(tmp_path: Path) -> None:
+    """A page of runs with 100,000 keys each holds as many as fit, and paging still shows all of them."""
+
+    async def story(made: Application) -> None:
+        await made.put(*(started(f"wide{i}") for i in range(5)))
+        with contextlib.closing(made.store.cursor()) as cursor:
+            cursor.execute(
+                "INSERT INTO series BY NAME SELECT run, 'metric' AS kind, 'key' || i AS key, i AS last "
+                "FROM current_runs, range(100000) t(i)"
+            )
+        seen: list[str] = []
+        page = await made.get(f"runs/{PROJECT}", order="id")
+        while True:
+            assert 1 <= len(page["runs"]) <= 2
+            for run in page["runs"]:
+                assert len(run["summary"]) == 100_003
+                assert run["summary"]["key99999"] == 99_999
+                seen.append(run["id"])
+            if page["cursor"] is None:
+                break
+            page = await made.get(f"runs/{PROJECT}", order="id", cursor=page["cursor"])
+        assert seen == [f"wide{i}" for i in range(5)]
+
+    play(tmp_path, story)

@@ -18,6 +18,8 @@ from typing import Any, Final
 import duckdb
 import orjson
 
+from icecore.limits import most
+
 AGGREGATES: Final[Mapping[str, str]] = {
     "last": "{s}.last",
     "min": "{s}.least",
@@ -183,6 +185,15 @@ def text_relation(key: str, rules: Rules, params: Params, name: str = "") -> str
     )
 
 
+class TooWide(Exception):
+    """The summaries of these runs are too much for one answer: ask for fewer runs."""
+
+
+SUMMARY_KEYS_MOST: Final = 2 * most("metric_keys")
+"""Summary values in one page, so that any one run fits: 50 runs of 100,000 keys would take gigabytes."""
+_ROWS_MOST: Final = SUMMARY_KEYS_MOST + 1
+
+
 def summaries(
     cursor: duckdb.DuckDBPyConnection, runs: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]
 ) -> dict[int, dict[str, Any]]:
@@ -191,6 +202,9 @@ def summaries(
     Args:
         cursor: of the store.
         runs: run number -> (its explicit summary, its define_metric).
+
+    Raises:
+        TooWide: of several runs, they are more than `SUMMARY_KEYS_MOST`.
     """
     plain = [run for run, (_, metrics) in runs.items() if not metrics]
     ruled = [run for run, (_, metrics) in runs.items() if metrics]
@@ -198,9 +212,10 @@ def summaries(
     if plain:
         rows = cursor.execute(
             "SELECT run, kind, key, last, last_text FROM series WHERE run IN (SELECT unnest($runs)) "
-            "AND kind <> 'system'",
+            f"AND kind <> 'system' LIMIT {_ROWS_MOST}",
             {"runs": plain},
         ).fetchall()
+        _check_width(rows, runs)
         for run, kind, key, last, text in rows:
             if kind == "metric":
                 found[run][key] = last
@@ -223,9 +238,10 @@ def _by_rules(
     columns = ", ".join(AGGREGATES[mode].format(s="s") for mode in modes)
     rows = cursor.execute(
         f"SELECT s.run, s.kind, s.key, s.last_text, {columns} FROM series s "
-        "WHERE s.run IN (SELECT unnest($runs)) AND s.kind <> 'system'",
+        f"WHERE s.run IN (SELECT unnest($runs)) AND s.kind <> 'system' LIMIT {_ROWS_MOST}",
         {"runs": list(metrics)},
     ).fetchall()
+    _check_width(rows, found)
     for run, kind, key, text, *numbers in rows:
         wanted = modes_of(metrics[run], key)
         if plain_mode(wanted) == "none":
@@ -237,6 +253,11 @@ def _by_rules(
         found[run][key] = values[plain_mode(wanted)]
         if len(wanted) > 1:
             found[run].update({f"{key}.{mode}": values[mode] for mode in wanted if mode in values})
+
+
+def _check_width(rows: Sequence[object], runs: Mapping[int, object]) -> None:
+    if len(rows) > SUMMARY_KEYS_MOST and len(runs) > 1:
+        raise TooWide
 
 
 def _logged(kind: str, text: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from fastapi import Query, Request
@@ -19,7 +20,8 @@ from icecore_api.queries.facets import facets as count_facets
 from icecore_api.queries.filters import parse_filters
 from icecore_api.queries.order import DEFAULT
 from icecore_api.queries.run_answers import run_answers
-from icecore_api.queries.runs import Matching, Question, find
+from icecore_api.queries.runs import Found, Matching, Question, find
+from icecore_api.queries.values import TooWide
 from icecore_api.routing import Router, principal
 from icecore_projections.schema import run_number
 
@@ -45,15 +47,25 @@ def list_runs(
     """A page of a project's runs, how many match in all, and counts by value of the fields asked for."""
     question = Question(at.entity, at.project, parse_filters(filters), filters or "", order, limit, cursor)
     reading.begin()
-    found = find(reading, question)
+    found, answers = _page(reading, question)
     names = [name for name in (facets or "").split(",") if name]
     body = {
-        "runs": run_answers(reading, found.runs),
+        "runs": answers,
         "cursor": found.cursor,
         "count": found.count,
         "facets": count_facets(Matching(reading, question), names),
     }
     return Json(body, position=reading.position)
+
+
+def _page(reading: Reading, question: Question) -> tuple[Found, list[dict[str, Any]]]:
+    """The runs of a page: fewer than asked for where they are very wide, and the cursor goes on after them."""
+    while True:
+        found = find(reading, question)
+        try:
+            return found, run_answers(reading, found.runs)
+        except TooWide:
+            question = replace(question, limit=max(1, len(found.runs) // 4))
 
 
 @router.on("GET", "/runs/{entity}/{project}/{run_id}", permission="run:read", answer=RunAnswer, errors=[404])
