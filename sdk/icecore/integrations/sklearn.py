@@ -72,8 +72,9 @@ def scores(model: Any, x_test: Any, y_test: Any) -> dict[str, float]:
 
     if base.is_classifier(model):
         predicted = model.predict(x_test)
+        nothing: Any = 0.0  # a class that was never predicted
         precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-            y_test, predicted, average="macro", zero_division=0.0
+            y_test, predicted, average="macro", zero_division=nothing
         )
         accuracy = metrics.accuracy_score(y_test, predicted)
         found = {"accuracy": accuracy, "f1": f1, "precision": precision, "recall": recall}
