@@ -81,8 +81,7 @@ def init(
         tags: short labels.
         notes: a longer description.
         config: a dict, argparse namespace or dataclass of what the training was asked to do.
-        resume: allow (go on if it exists), must, never, or auto (go on with the last one of this project here that
-            did not finish well); True is auto.
+        resume: allow (go on if it exists), must, never, or auto (True: go on with what did not finish well here).
         mode: online, offline (kept here for `icecore sync`), or disabled (nothing is kept).
         dir: where data waits to be sent.
         settings: further settings by name, see docs/settings.md.
@@ -101,21 +100,17 @@ def init(
     _check_elsewhere(elsewhere)
     with _lock:
         previous = current()
-        if previous is not None:
-            if _reinit(reinit) == "return_previous":
-                return previous
-            if _reinit(reinit) != "create_new":
-                previous.finish()
+        if previous is not None and _stays(previous, reinit):
+            return previous
         chosen = _settings(settings, mode=mode, dir=dir, project=project, entity=entity)
         path = _path(chosen, entity)
         how = _resume(chosen.resume if resume is None else resume)
         given = {"name": name, "group": group, "job_type": job_type, "tags": tags, "notes": notes}
         run = _begin(chosen, path, id or chosen.run_id, how, _fields(given, chosen), read_config(config))
         _current.append(run)
-    if run.disabled:
-        return run
-    _announce(run, chosen)
-    _start_capture(run, chosen)
+    if not run.disabled:
+        _announce(run, chosen)
+        _start_capture(run, chosen)
     return run
 
 
@@ -202,6 +197,14 @@ def _reinit(reinit: Any) -> str:
     if reinit not in REINITS:
         raise UsageError(f"expected reinit to be one of {', '.join(REINITS)}, got {reinit!r}")
     return str(reinit)
+
+
+def _stays(previous: Run, reinit: Any) -> bool:
+    """Whether the run that is going on is the answer; else it is finished, unless both are to go on."""
+    how = _reinit(reinit)
+    if how not in {"return_previous", "create_new"}:
+        previous.finish()
+    return how == "return_previous"
 
 
 def _fields(given: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class RecordingServer:
         """Time, status (0: no answer) and decompressed bytes of each post."""
         self.encodings: set[str] = set()
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self._http.daemon_threads = True
+        self._http = _Listener(("127.0.0.1", port), _Handler)
+        self._http.recording = self
         self.port: int = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
@@ -138,81 +138,91 @@ class RecordingServer:
         }
 
 
-def _handler(server: RecordingServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - one small protocol
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    recording: RecordingServer
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-            """Say nothing."""
 
-        def do_POST(self) -> None:
-            fault = server.faults.pop(0) if server.faults else "ok"
-            size = int(self.headers["Content-Length"])
-            if fault == "reset":
-                self.rfile.read(size // 2)
-                server.requests.append((time.monotonic(), 0, 0))
-                self._hang_up()
-                return
-            body = self.rfile.read(size)
-            server.encodings.add(self.headers.get("Content-Encoding", ""))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            if fault == "lost":
-                server.take(body)
-                server.requests.append((time.monotonic(), 0, len(body)))
-                self._hang_up()
-                return
-            self._answer_post(fault, body)
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of a client."""
 
-        def _answer_post(self, fault: Fault, body: bytes) -> None:
-            status, headers = fault if isinstance(fault, tuple) else (fault, {})
-            answer: dict[str, Any]
-            if self.headers.get("Authorization") != f"Bearer {server.key}":
-                status, answer = 401, {"error": {"code": "unauthenticated", "message": "expected a known key"}}
-            elif isinstance(status, int):
-                answer = {"error": {"code": "unavailable", "message": f"status {status}, as the test asked"}}
-            else:
-                try:
-                    status, answer = 200, server.take(body)
-                except IcecoreError as error:
-                    status, answer = error.status, error.body()
-            server.requests.append((time.monotonic(), status, len(body)))
-            self._answer(status, answer, headers, slowly=fault == "slow")
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
-        def do_GET(self) -> None:
-            parts = [unquote(part) for part in urlsplit(self.path).path.split("/")]
-            if parts[3:] == ["viewer"]:
-                self._answer(200, {"user": "ada"}, {})
-                return
-            if parts[3:] == ["status"]:
-                self._answer(200, {"log": {"ledger:0": len(server.taken), "metrics:0": 0}}, {})
-                return
-            found = server.run("/".join(parts[4:])) if parts[3:4] == ["runs"] else None
-            if found is None:
-                self._answer(404, {"error": {"code": "not_found", "message": "no such thing"}}, {})
-            else:
-                self._answer(200, found, {})
+    @property
+    def _recording(self) -> RecordingServer:
+        listener: Any = self.server
+        recording: RecordingServer = listener.recording
+        return recording
 
-        def _answer(self, status: int, answer: Any, headers: dict[str, str], *, slowly: bool = False) -> None:
-            data = orjson.dumps(answer)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            pieces: Sequence[bytes] = [data[i : i + 1] for i in range(len(data))] if slowly else [data]
-            for piece in pieces:
-                self.wfile.write(piece)
-                self.wfile.flush()
-                if slowly:
-                    time.sleep(0.01)
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
 
-        def _hang_up(self) -> None:
-            import socket
+    def do_POST(self) -> None:
+        fault = self._recording.faults.pop(0) if self._recording.faults else "ok"
+        size = int(self.headers["Content-Length"])
+        if fault == "reset":
+            self.rfile.read(size // 2)
+            self._recording.requests.append((time.monotonic(), 0, 0))
+            self._hang_up()
+            return
+        body = self.rfile.read(size)
+        self._recording.encodings.add(self.headers.get("Content-Encoding", ""))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        if fault == "lost":
+            self._recording.take(body)
+            self._recording.requests.append((time.monotonic(), 0, len(body)))
+            self._hang_up()
+            return
+        self._answer_post(fault, body)
 
-            self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
-            self.connection.close()
+    def _answer_post(self, fault: Fault, body: bytes) -> None:
+        status, headers = fault if isinstance(fault, tuple) else (fault, {})
+        answer: dict[str, Any]
+        if self.headers.get("Authorization") != f"Bearer {self._recording.key}":
+            status, answer = 401, {"error": {"code": "unauthenticated", "message": "expected a known key"}}
+        elif isinstance(status, int):
+            answer = {"error": {"code": "unavailable", "message": f"status {status}, as the test asked"}}
+        else:
+            try:
+                status, answer = 200, self._recording.take(body)
+            except IcecoreError as error:
+                status, answer = error.status, error.body()
+        self._recording.requests.append((time.monotonic(), status, len(body)))
+        self._answer(status, answer, headers, slowly=fault == "slow")
 
-    return Handler
+    def do_GET(self) -> None:
+        parts = [unquote(part) for part in urlsplit(self.path).path.split("/")]
+        if parts[3:] == ["viewer"]:
+            self._answer(200, {"user": "ada"}, {})
+            return
+        if parts[3:] == ["status"]:
+            self._answer(200, {"log": {"ledger:0": len(self._recording.taken), "metrics:0": 0}}, {})
+            return
+        found = self._recording.run("/".join(parts[4:])) if parts[3:4] == ["runs"] else None
+        if found is None:
+            self._answer(404, {"error": {"code": "not_found", "message": "no such thing"}}, {})
+        else:
+            self._answer(200, found, {})
+
+    def _answer(self, status: int, answer: Any, headers: dict[str, str], *, slowly: bool = False) -> None:
+        data = orjson.dumps(answer)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        pieces: Sequence[bytes] = [data[i : i + 1] for i in range(len(data))] if slowly else [data]
+        for piece in pieces:
+            self.wfile.write(piece)
+            self.wfile.flush()
+            if slowly:
+                time.sleep(0.01)
+
+    def _hang_up(self) -> None:
+        import socket
+
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
+        self.connection.close()
