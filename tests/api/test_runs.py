@@ -309,6 +309,22 @@ def test_a_gap_shows_until_it_heals(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_values_that_json_lacks_are_named(tmp_path: Path) -> None:
+    """NaN and infinities of a summary are strings; in orders NaN is last, and it is neither more nor less."""
+
+    async def story(made: Application) -> None:
+        inf = {"x": {"+": [1], "-": []}}
+        await made.put(started("nan"), logged("nan", {"x": [1.0, float("nan")]}))
+        await made.put(started("inf"), logged("inf", {"x": [1.0, None]}, inf=inf))
+        await made.put(started("one"), logged("one", {"x": [2.0, 1.0]}))
+        found = {run["id"]: run["summary"]["x"] for run in (await made.get(f"runs/{PROJECT}"))["runs"]}
+        assert found == {"nan": "NaN", "inf": "Infinity", "one": 1.0}
+        assert await made.names(order="-summary.x") == ["inf", "one", "nan"]
+        assert await made.names(filters='{"summary.x": {"$gt": 0}}', order="id") == ["inf", "one"]
+
+    play(tmp_path, story)
+
+
 def test_texts_and_booleans_are_summaries_too(tmp_path: Path) -> None:
     """The last text or boolean of a key is its summary, found and sorted as what it is."""
 

@@ -10,6 +10,7 @@ Nothing a caller sent ever becomes part of the SQL text: `Params` turns it into 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -218,7 +219,7 @@ def summaries(
         _check_width(rows, runs)
         for run, kind, key, last, text in rows:
             if kind == "metric":
-                found[run][key] = last
+                found[run][key] = _named(last)
             else:
                 found[run].setdefault(key, _logged(kind, text))
     if ruled:
@@ -249,7 +250,7 @@ def _by_rules(
         if kind != "metric":
             found[run].setdefault(key, _logged(kind, text))
             continue
-        values = dict(zip(modes, numbers, strict=True))
+        values = dict(zip(modes, map(_named, numbers), strict=True))
         found[run][key] = values[plain_mode(wanted)]
         if len(wanted) > 1:
             found[run].update({f"{key}.{mode}": values[mode] for mode in wanted if mode in values})
@@ -258,6 +259,13 @@ def _by_rules(
 def _check_width(rows: Sequence[object], runs: Mapping[int, object]) -> None:
     if len(rows) > SUMMARY_KEYS_MOST and len(runs) > 1:
         raise TooWide
+
+
+def _named(value: float | None) -> float | str | None:
+    """NaN and the infinities by their names, as everywhere in the API's JSON, which has no numbers for them."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _logged(kind: str, text: str | None) -> Any:
