@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a script beside the documents it makes
 """Makes the documents that follow from the code: `make docs`. With --check, only says whether they are true.
 
 docs/events.md from icecore.events, docs/limits.md from icecore.limits, docs/settings.md from icecore.settings,
@@ -7,6 +8,7 @@ docs/cli.md from the command line's own help.
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 import textwrap
 import typing
@@ -20,19 +22,24 @@ HERE = Path(__file__).parent
 MADE = "<!-- made by `make docs`; do not edit -->\n"
 
 
+REQUEST = (
+    "```sh\n"
+    "envelope='" + '{"id":"01936b1e-0000-7000-8000-000000000000","type":"run.started","v":1,"seq":0,'
+    '"ts_client":1763719200000,"producer":"6f1f6c3e-0000-4000-8000-000000000000"}' + "'\n"
+    "payload='" + '{"run":"owner/hello/r1","started_ts":1763719200000,"config":{"lr":0.1}}' + "'\n"
+    """printf '%s\\n%s\\n' "$envelope" "$payload" |
+  curl -sS --data-binary @- -H "Authorization: Bearer $ICECORE_API_KEY" $ICECORE_URL/api/v1/events
+```"""
+)
+
+
 def events_page() -> str:
     """Every event with its fields."""
     parts = [
         "# Events",
         MADE,
         "An event is two lines: an envelope and a payload. `POST /api/v1/events` takes such pairs.",
-        "```sh\n"
-        "printf '%s\\n%s\\n' \\\n"
-        '  \'{"id":"01936b1e-0000-7000-8000-000000000000","type":"run.started","v":1,'
-        '"producer":"6f1f6c3e-0000-4000-8000-000000000000","seq":0,"ts_client":1763719200000}\' \\\n'
-        '  \'{"run":"owner/hello/r1","started_ts":1763719200000,"config":{"lr":0.1}}\' |\n'
-        '  curl --data-binary @- -H "Authorization: Bearer $ICECORE_API_KEY" $ICECORE_URL/api/v1/events\n'
-        "```",
+        REQUEST,
         "## Envelope",
         _fields(events.Envelope),
         "## Blocks\n\n" + textwrap.dedent(inspect.getdoc(codec) or ""),
@@ -53,15 +60,7 @@ def _fields(cls: type[msgspec.Struct]) -> str:
     for field in msgspec.structs.fields(cls):
         if field.name == "unknown":
             continue
-        default = (
-            ""
-            if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
-            else (
-                repr(field.default)
-                if field.default is not msgspec.NODEFAULT
-                else repr(typing.cast("typing.Any", field.default_factory)())
-            )
-        )
+        default = _default(field)
         kind = str(field.type).replace("typing.", "") if not isinstance(field.type, type) else field.type.__name__
         kind = str(field.type).replace("typing.", "") if typing.get_args(field.type) else kind
         cells = (
@@ -74,6 +73,12 @@ def _fields(cls: type[msgspec.Struct]) -> str:
     return "\n".join(rows)
 
 
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    if field.default is not msgspec.NODEFAULT:
+        return repr(field.default)
+    return "" if field.default_factory is msgspec.NODEFAULT else repr(field.default_factory())
+
+
 def _told(cls: type[msgspec.Struct]) -> dict[str, str]:
     """The strings under the fields of a class and its bases."""
     told: dict[str, str] = {}
@@ -81,7 +86,7 @@ def _told(cls: type[msgspec.Struct]) -> dict[str, str]:
         if not issubclass(base, msgspec.Struct) or base is msgspec.Struct:
             continue
         lines = inspect.getsource(base).splitlines()
-        for above, line in zip(lines, lines[1:], strict=False):
+        for above, line in itertools.pairwise(lines):
             if line.strip().startswith('"""') and line.strip().endswith('"""') and ":" in above and "def " not in above:
                 name = above.strip().split(":")[0]
                 if name.isidentifier():
@@ -95,7 +100,8 @@ def limits_page() -> str:
     rows += [f"| `{limit.name}` | {limit.most:,} | {limit.unit} | {limit.why} |" for limit in limits.LIMITS.values()]
     intro = (
         "Over a limit the answer is 413 (bytes) or 422 (everything else), and its body names `limit`, `most` and "
-        "`value`. Nothing of such a request is appended. Overload is 429 or 503 with `Retry-After`, never a silent drop."
+        "`value`. Nothing of such a request is appended. "
+        "Overload is 429 or 503 with `Retry-After`, and never a silent drop."
     )
     return "\n\n".join(["# Limits", MADE, intro, "\n".join(rows)]) + "\n"
 

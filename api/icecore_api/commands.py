@@ -84,7 +84,7 @@ Examples:
 def demo(data: Path | None, host: str, port: int | None, stay: bool | None) -> None:
     """Start a server, train real models in parallel, kill one, resume it, and look at them."""
     try:
-        import sklearn  # type: ignore[import-untyped]  # noqa: F401 - asked for here to say what is missing
+        import sklearn  # noqa: F401 - asked for here to say what is missing
     except ImportError as error:
         raise SettingsError("expected scikit-learn to be installed", hint="pip install 'icecore[demo]'") from error
     from icecore_api.demo.play import play

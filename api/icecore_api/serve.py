@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
     """uvicorn's server, which ends with exit code 0 on SIGTERM and says when it is ready."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Stop on SIGTERM and SIGINT. uvicorn would raise them again when it has stopped."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

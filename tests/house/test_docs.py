@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from servers import Server
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,3 +59,12 @@ def test_links_lead_somewhere() -> None:
     ]
 
     assert broken == []
+
+
+def test_the_request_of_the_events_page_works(server: Server) -> None:
+    """The shell lines of docs/events.md send an event, and the run is there."""
+    (lines,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/events.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = server.run("bash", "-c", lines)
+
+    assert '"token"' in done.stdout
+    assert server.cli("run", "owner/hello/r1", "--json").returncode == 0

@@ -196,7 +196,7 @@ def show(demo: Demo, api: Api, path: str) -> None:
     for arguments in (
         ["runs", path],
         ["runs", path, "--order", order, "--limit", "5"],
-        ["history", best.path_text, "--keys", "val/accuracy,val/loss"],
+        ["history", best.path, "--keys", "val/accuracy,val/loss"],
     ):
         demo.console.print(f"[bold]$ icecore {' '.join(arguments)}[/]", soft_wrap=True)
         sys.stdout.flush()
