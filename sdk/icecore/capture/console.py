@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 from typing import Final, Protocol
 
 from icecore.capture.lines import Line, LineAssembler
@@ -19,6 +20,10 @@ from icecore.events import ConsoleLogged
 SEND_S: Final = 2.0
 SEND_BYTES: Final = 64 * 1024
 HINTS_MOST: Final = 10_000
+POLL_S: Final = 0.1
+PIECES_MOST: Final = 10_000
+TIME_MS: Final = 10
+"""Pieces of a stream within one such span are taken as one: the times of lines are as exact as that."""
 
 Emit = Callable[[ConsoleLogged], object]
 
@@ -94,6 +99,7 @@ class _Console:
         self._assemblers: dict[str, LineAssembler] = {}
         self._hints: Counter[str] = Counter()
         self._idle = threading.Event()
+        self._wake = threading.Event()
         self.tap = self._start_tap(mode)
         self._thread = threading.Thread(target=self._pump, name="icecore-console", daemon=True)
         self._thread.start()
@@ -115,28 +121,39 @@ class _Console:
     def _pump(self) -> None:
         """Assemble until told to end; an error ends the listening, never the output."""
         try:
-            while self._take_one():
-                pass
+            # a printing thread never wakes this one: that would cost it more than the printing
+            while self._take_all():
+                self._wake.wait(POLL_S)
+                self._wake.clear()
         except Exception as error:  # noqa: BLE001 - whatever it is, the user's output matters more
             self.tap.stop()
             say(f"console capture is off: {error!r}")
 
-    def _take_one(self) -> bool:
-        try:
-            piece = self._pieces.get(timeout=SEND_S)
-        except queue.Empty:
-            self._give([])
-            return True
-        if piece is None:
+    def _take_all(self) -> bool:
+        """Take what has been printed; whether there may be more."""
+        waiting: list[Piece] = []
+        more = True
+        with contextlib.suppress(queue.Empty):
+            while more and len(waiting) < PIECES_MOST:
+                piece = self._pieces.get_nowait()
+                more = piece is not None
+                if piece is not None:
+                    waiting.append(piece)
+        marked = False
+        for (stream, _), group in groupby(waiting, key=lambda piece: (piece.stream, piece.ts // TIME_MS)):
+            pieces = list(group)
+            marked = marked or stream == "mark"
+            if stream != "mark":
+                self._give(self._lines_of(Piece(stream, b"".join(p.data for p in pieces), pieces[-1].ts)))
+        if not more:
             self._give([line for assembler in self._assemblers.values() for line in self._labelled(assembler.end())])
-            self._idle.set()
-            return False
-        if piece.stream == "mark":
-            self._give([])
-            self._idle.set()
         else:
-            self._give(self._lines_of(piece))
-        return True
+            self._give([])
+        if marked or not more:
+            self._idle.set()
+        if len(waiting) == PIECES_MOST:
+            self._wake.set()
+        return more
 
     def _lines_of(self, piece: Piece) -> list[Line]:
         assembler = self._assemblers.get(piece.stream)
@@ -175,12 +192,14 @@ class _Console:
         self.tap.sync()
         self._idle.clear()
         self._pieces.put(Piece("mark", b"", 0))
+        self._wake.set()
         self._idle.wait(SEND_S)
 
     def end(self) -> None:
         """Put everything back, and hand out the last lines."""
         self.tap.stop()
         self._pieces.put(None)
+        self._wake.set()
         if self._thread is not threading.current_thread():
             self._thread.join(SEND_S)
 

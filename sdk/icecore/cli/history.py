@@ -14,7 +14,7 @@ import click
 
 from icecore.api import Api
 from icecore.cli.output import draw, examples, json_option, on_terminal, print_json, table, terminal
-from icecore.errors import UsageError
+from icecore.errors import NotFound, UsageError
 from icecore.readout import CLOCK, thin
 
 FORMATS: Final = {"parquet": "parquet", "csv": "csv", "arrow": "arrow", "json": "json", "jsonl": "ndjson"}
@@ -102,10 +102,12 @@ def _write(api: Api, path: str, query: dict[str, Any], out: Path) -> dict[str, A
     if kind is None:
         raise UsageError(f"expected --out to end in .parquet, .csv, .arrow, .json or .jsonl, got {out.name!r}")
     parts = [part for part in path.split("/") if part]
-    if len(parts) == 2:
-        address = f"projects/{quote(parts[0], safe='')}/{quote(parts[1], safe='')}"
-    else:
+    try:
         address = api.run(path).api_path
+    except NotFound:
+        if len(parts) != 2:
+            raise
+        address = f"projects/{quote(parts[0], safe='')}/{quote(parts[1], safe='')}"
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     size = 0
     try:
