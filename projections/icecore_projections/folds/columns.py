@@ -6,7 +6,8 @@ A *segment* is one column of one block. All that follows (statistics, tables) is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ Floats = npt.NDArray[np.float64]
 
 SlotOf = Callable[[str], int]
 """From a key to the slot of its series, making one where it is new."""
+
+Shape = tuple[str, ...]
+"""A run, a kind and the keys of a block: writers log the same keys again and again."""
 
 
 class Segments(NamedTuple):
@@ -51,9 +55,11 @@ class Columns:
         self._slots: list[int] = []
         self._blocks: list[tuple[int, int, int, int]] = []
         self._infinities: list[tuple[int, float]] = []
+        self.shapes: dict[Shape, list[int]] = {}
+        """The slots of the shapes seen."""
 
-    def add(self, block: Mapping[str, Any], steps: Sequence[int], off: int, slot_of: SlotOf) -> None:
-        """Add the numeric columns of one checked block (`checked_rows`).
+    def add(self, block: Mapping[str, Any], steps: Sequence[int], off: int, shape: Shape, slot_of: SlotOf) -> None:
+        """Add the numeric columns of one block whose rows are checked (`checked_rows`).
 
         Raises:
             Invalid: a column's length is not the block's, or an infinity lies outside it.
@@ -62,34 +68,39 @@ class Columns:
         rows = len(steps)
         if not columns or not rows:
             return
-        infinite = block.get("inf") or {}
-        values, slots = self._values, self._slots
-        for key, column in columns.items():
-            if len(column) != rows:
-                raise Invalid(f"expected {rows} values of {key!r}, one a step, got {len(column)}")
-            if key in infinite:
-                self._add_infinities(key, infinite[key], rows)
-            values += column
-            slots.append(slot_of(key))
+        if set(map(len, columns.values())) != {rows}:
+            raise Invalid(
+                f"expected {rows} values in every column, one a step, got {sorted(map(len, columns.values()))}"
+            )
+        slots = self.shapes.get(shape)
+        if slots is None:
+            slots = self.shapes[shape] = [slot_of(key) for key in columns]
+        if infinite := block.get("inf"):
+            for at, key in enumerate(columns):
+                if key in infinite:
+                    self._add_infinities(key, infinite[key], rows, len(self._values) + at * rows)
+        self._values.extend(chain.from_iterable(columns.values()))
+        self._slots += slots
         self._blocks.append((len(self._steps), rows, len(columns), off))
         self._steps += steps
         self._ts += block["ts"]
 
-    def _add_infinities(self, key: str, signs: Mapping[str, Sequence[int]], rows: int) -> None:
+    def _add_infinities(self, key: str, signs: Mapping[str, Sequence[int]], rows: int, start: int) -> None:
         for sign, value in (("+", np.inf), ("-", -np.inf)):
             for row in signs.get(sign, ()):
                 if type(row) is not int or not 0 <= row < rows:
                     raise Invalid(f"expected row numbers below {rows} in `inf` of {key!r}, got {row!r}")
-                self._infinities.append((len(self._values) + row, value))
+                self._infinities.append((start + row, value))
 
     def segments(self) -> Segments | None:
         """The arrays, or None where there is no point.
 
         Raises:
-            Invalid: a value is no number.
+            Invalid: a value is no number, or a step or time no whole number of 64 bits.
         """
         if not self._blocks:
             return None
+        check_whole(self._steps, self._ts)
         kinds = set(map(type, self._values))
         if not kinds <= {float, int, type(None)}:
             raise Invalid(f"expected numbers or null in `cols`, got {sorted(kind.__name__ for kind in kinds)}")
@@ -109,11 +120,11 @@ class Columns:
         )
 
 
-_INT64 = range(-(1 << 63), 1 << 63)
+_INT64_END: Final = 1 << 63
 
 
 def checked_rows(block: Mapping[str, Any], *, clock_only: bool) -> Sequence[int]:
-    """The steps of a block whose `step` and `ts` are whole 64-bit numbers and of one length.
+    """The steps of a block whose `step` and `ts` are lists of one length.
 
     With `clock_only` (system metrics) the times stand in for steps that are not given.
 
@@ -124,12 +135,20 @@ def checked_rows(block: Mapping[str, Any], *, clock_only: bool) -> Sequence[int]
     steps = block.get("step", ts if clock_only else None)
     if type(steps) is not list or type(ts) is not list or len(steps) != len(ts):
         raise Invalid("expected `step` and `ts` of one length in every block")
+    return steps
+
+
+def check_whole(steps: Sequence[int], ts: Sequence[int]) -> None:
+    """Check what `checked_rows` leaves, once for many blocks.
+
+    Raises:
+        Invalid: a step or a time is no whole number of 64 bits.
+    """
     for column in (steps, ts):
         if column and set(map(type, column)) != {int}:
             raise Invalid("expected whole numbers in `step` and `ts`")
-        if column and (min(column) not in _INT64 or max(column) not in _INT64):
+        if column and (min(column) < -_INT64_END or max(column) >= _INT64_END):
             raise Invalid("expected `step` and `ts` within 64 bits")
-    return steps
 
 
 class Flat(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ from icecore.events import ConsoleLogged, MetricsLogged, RunHeartbeat, SystemLog
 from icecore.limits import most
 from icecore_projections.folds import Applied, Changes, Rows, activity, console
 from icecore_projections.folds.activity import Activity
-from icecore_projections.folds.columns import Columns, Ints, PerSegment, checked_rows, flatten
+from icecore_projections.folds.columns import Columns, Ints, PerSegment, Shape, checked_rows, flatten
 from icecore_projections.folds.series import NewSeries, SeriesState, Statistics, accumulate
 from icecore_projections.folds.texts import Texts
 from icecore_projections.schema import run_number
@@ -62,6 +62,11 @@ def fold(state: MetricsState, partition: int, events: Sequence[Applied]) -> Metr
     return _Pass(state, partition).run(events)
 
 
+def kind_of(event: MetricsLogged | SystemLogged) -> str:
+    """The kind of an event's numeric series."""
+    return "metric" if isinstance(event, MetricsLogged) else "system"
+
+
 class _Pass:
     """One fold: what is gathered while walking the events."""
 
@@ -78,11 +83,14 @@ class _Pass:
         for applied in events:
             event, off = applied.event, applied.position.offset
             if isinstance(event, MetricsLogged | SystemLogged):
-                if reason := self._over_limit(event):
+                kind = kind_of(event)
+                shapes = [(event.run, kind, *(block.get("cols") or ())) for block in event.blocks]
+                if not self._all_known(kind, shapes, event.blocks) and (reason := self._over_limit(event)):
                     self.rejected.append((applied, reason))
                     continue
-                kind = "metric" if isinstance(event, MetricsLogged) else "system"
-                self._heard(event.run, applied, self._walk(event.run, event.blocks, kind, off))
+                self._heard(
+                    event.run, applied, self._walk(event.run, zip(event.blocks, shapes, strict=True), kind, off)
+                )
             elif isinstance(event, ConsoleLogged):
                 self.printed.append((off, event))
                 self._heard(event.run, applied, partial(Activity.printed, lines=console.lines(event)))
@@ -90,17 +98,19 @@ class _Pass:
                 self._heard(event.run, applied, None)
         return self._folded()
 
+    def _all_known(self, kind: str, shapes: Sequence[Shape], blocks: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an event surely names no new key: the quick answer for nearly all."""
+        seen = self.numbers[kind].shapes
+        return all(shape in seen for shape in shapes) and not any("text" in b or "bool" in b for b in blocks)
+
     def _over_limit(self, event: MetricsLogged | SystemLogged) -> str:
         """Why an event is not applied: it names more keys than a run may have. Empty where it is fine."""
         known = len(self.state.series.slots.get(event.run, ())) + len(self.new.slots.get(event.run, ()))
         limit = most("metric_keys")
-        named = sum(len(block.get(kind) or ()) for block in event.blocks for kind in ("cols", "text", "bool"))
-        if known + named <= limit:
-            return ""
         names = {
             (kind, key)
             for block in event.blocks
-            for kind, columns in (("metric", "cols"), ("text", "text"), ("bool", "bool"))
+            for kind, columns in ((kind_of(event), "cols"), ("text", "text"), ("bool", "bool"))
             for key in block.get(columns) or ()
         }
         names -= self.state.series.slots.get(event.run, {}).keys()
@@ -110,17 +120,17 @@ class _Pass:
         return f"expected at most {limit} metric keys in a run, got {known + len(names)}"
 
     def _walk(
-        self, run: str, blocks: Sequence[Mapping[str, Any]], kind: str, off: int
+        self, run: str, blocks: Iterable[tuple[Mapping[str, Any], Shape]], kind: str, off: int
     ) -> Callable[[Activity], Activity] | None:
         """Gather an event's blocks; how they change the run's activity."""
         last_step: int | None = None
         rows = points = 0
         numbers, slot = self.numbers[kind], self.new.slot
-        for block in blocks:
+        for block, shape in blocks:
             steps = checked_rows(block, clock_only=kind == "system")
             if not steps:
                 continue
-            numbers.add(block, steps, off, lambda key: slot(run, kind, key))
+            numbers.add(block, steps, off, shape, lambda key: slot(run, kind, key))
             points += len(steps) * len(block.get("cols") or ())
             if texts := block.get("text"):
                 points += self.texts.add(texts, str, block, steps, off, lambda key: slot(run, "text", key))

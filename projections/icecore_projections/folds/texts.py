@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from icecore.errors import Invalid
 from icecore_projections import arrow
-from icecore_projections.folds.columns import PerSegment, SlotOf
+from icecore_projections.folds.columns import PerSegment, SlotOf, check_whole
 from icecore_projections.folds.series import NewSeries, SeriesState
 
 _KINDS: Final[arrow.Columns] = {
@@ -52,6 +52,7 @@ class Texts:
         if not rows:
             return 0
         ts = block["ts"]
+        check_whole(steps, ts)
         first = min(range(rows), key=lambda row: (steps[row], row))
         last = max(range(rows), key=lambda row: (steps[row], row))
         for key, column in columns.items():
