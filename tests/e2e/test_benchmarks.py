@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["start", "client", "ingest", "queries", "store"])
+@pytest.mark.parametrize("module", ["start", "client", "ingest", "queries", "runs", "store"])
 def test_a_benchmark_runs_at_tiny_size(module: str) -> None:
     """Every benchmark module measures something and names it."""
     results = importlib.import_module(f"benchmarks.{module}").run(0.002)
