@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Final, Protocol
 from icecore.capture.lines import Line, LineAssembler
 from icecore.capture.taps import DescriptorTap, Piece, Pieces, StreamTap, descriptors_are_python_streams
 from icecore.events import ConsoleLogged
+from icecore.notes import warn
 
 SEND_S: Final = 2.0
 SEND_BYTES: Final = 64 * 1024
@@ -127,7 +127,7 @@ class _Console:
                 self._wake.clear()
         except Exception as error:  # noqa: BLE001 - whatever it is, the user's output matters more
             self.tap.stop()
-            say(f"console capture is off: {error!r}")
+            warn(f"console capture is off: {error!r}")
 
     def _take_all(self) -> bool:
         """Take what has been printed; whether there may be more."""
@@ -216,7 +216,7 @@ def _join(capture: ConsoleCapture, mode: str) -> None:
                 _console = _Console(mode)
             _console.captures.append(capture)
     except Exception as error:  # noqa: BLE001 - a run without console output is better than no run
-        say(f"console capture is off: {error!r}")
+        warn(f"console capture is off: {error!r}")
 
 
 def _leave(capture: ConsoleCapture) -> None:
@@ -244,9 +244,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def say(text: str) -> None:
-    """One line to the user's own stderr."""
-    with contextlib.suppress(Exception):
-        print(f"icecore: {text}", file=sys.__stderr__)
