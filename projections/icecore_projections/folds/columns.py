@@ -69,9 +69,8 @@ class Columns:
         if not columns or not rows:
             return
         if set(map(len, columns.values())) != {rows}:
-            raise Invalid(
-                f"expected {rows} values in every column, one a step, got {sorted(map(len, columns.values()))}"
-            )
+            key = next(key for key, column in columns.items() if len(column) != rows)
+            raise Invalid(f"expected {rows} values of {key!r}, one a step, got {len(columns[key])}")
         slots = self.shapes.get(shape)
         if slots is None:
             slots = self.shapes[shape] = [slot_of(key) for key in columns]
