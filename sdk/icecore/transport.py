@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import logging  # noqa: F401 - it hooks itself into fork: not from urllib3, in the middle of one
+import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +53,21 @@ class Answer:
     """Seconds that the server asked to wait."""
 
 
+_importing: Final = threading.Lock()
+# A child forked while another thread is importing would wait for that import for ever: so forks wait for ours.
+os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
+
+
+def _urllib3() -> Any:
+    """Import what sending needs, in the uploader's thread: it is most of what `init` would cost."""
+    with _importing:
+        import encodings.idna  # noqa: F401 - sockets import it when they first connect
+
+        import urllib3
+
+        return urllib3
+
+
 class Transport:
     """HTTP to one server. One thread uses it at a time."""
 
@@ -80,21 +98,20 @@ class Transport:
         self, method: str, path: str, timeouts: tuple[float, float], headers: dict[str, str], body: bytes | None = None
     ) -> urllib3.BaseHTTPResponse:
         """One request, without retries or redirects; whatever goes wrong on the way is an OSError."""
-        import urllib3  # here, in the uploader's thread: it is a third of what `init` would cost
-
-        if self._pool is None:
-            self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+        urllib3_ = _urllib3()
+        pool: urllib3.PoolManager = self._pool or urllib3_.PoolManager(num_pools=1, maxsize=1, retries=False)
+        self._pool = pool
         connect, read = timeouts
         try:
-            return self._pool.request(
+            return pool.request(
                 method,
                 f"{self.url}/api/v1/{path}",
                 body=body,
                 headers=headers,
-                timeout=urllib3.Timeout(connect=connect, read=read),
+                timeout=urllib3_.Timeout(connect=connect, read=read),
                 redirect=False,
             )
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
+        except (urllib3_.exceptions.HTTPError, ValueError) as error:
             raise ConnectionError(_words_of(error)) from error
 
     def _judge(self, response: urllib3.BaseHTTPResponse) -> Answer:
