@@ -218,7 +218,7 @@ class Run:
     def url(self) -> str:
         """Where to look at it."""
         entity, project, run_id = (quote(part, safe="") for part in self._parts)
-        return f"{self._settings.url}/{entity}/{project}/runs/{run_id}"
+        return f"{self._settings.url}/{entity}/{project}/{run_id}"
 
     def get_url(self) -> str:
         """Where to look at it."""
