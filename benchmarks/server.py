@@ -88,5 +88,7 @@ def serving(folder: Path | None = None) -> Iterator[Served]:
     finally:
         process.terminate()
         process.wait(60)
+        if process.stdout:
+            process.stdout.close()
         if made:
             shutil.rmtree(made, ignore_errors=True)

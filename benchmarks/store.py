@@ -25,9 +25,10 @@ import urllib3
 
 from benchmarks.results import Result
 from benchmarks.server import Served, serving
-from icecore.events import Envelope, uuid7
+from icecore.codec import encode_event
+from icecore.events import Envelope, RunStarted, uuid7
 from icecore.log import Record
-from icecore.position import METRICS
+from icecore.position import LEDGER, METRICS
 from icecore_ingest.logs.sqlite import SQLiteLog
 
 KEYS = 10
@@ -49,6 +50,7 @@ async def write_log(folder: Path, scale: float, kind: Kind = "doubles") -> int:
     """Append the whole history to a new log. Returns the number of points."""
     log = SQLiteLog.open(folder)
     try:
+        await log.append(LEDGER, [started(path) for paths in run_names(scale) for path in paths])
         producers: dict[str, tuple[str, int]] = {}
         points = 0
         batch: list[Record] = []
@@ -77,6 +79,22 @@ def interleaved(scale: float) -> Iterator[tuple[str, int]]:
         for path in long:
             for part in range(per_long // per_short):
                 yield path, (turn * (per_long // per_short) + part) * ROWS
+
+
+def started(path: str) -> Record:
+    """The event that makes a run."""
+    event = RunStarted(run=path, started_ts=START_MS)
+    envelope = Envelope(
+        id=uuid7(),
+        type=event.TYPE,
+        v=event.VERSION,
+        producer=str(uuid.uuid4()),
+        seq=0,
+        ts_client=START_MS,
+        ts_server=START_MS,
+        actor="owner",
+    )
+    return Record(path, envelope, encode_event(event))
 
 
 def record(path: str, producer: str, seq: int, first: int, kind: Kind) -> Record:

@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,19 @@ DATA_DEFAULT = "~/.icecore/data"
 def say(sentence: str) -> None:
     """A sentence for a person, aside from the output."""
     click.echo(f"icecore: {sentence}", err=True)
+
+
+def _need_server() -> None:
+    """Say what is missing before any process is started.
+
+    Raises:
+        SettingsError: the server's libraries are not installed.
+    """
+    missing = [name for name in ("duckdb", "pyarrow", "fastapi", "uvicorn", "aiohttp") if find_spec(name) is None]
+    if missing:
+        raise SettingsError(
+            f"expected the server's libraries, got none of {', '.join(missing)}", hint="pip install 'icecore[server]'"
+        )
 
 
 def _data_option(function: Any) -> Any:
@@ -52,6 +66,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help='First line: {"url", "login_url", "api_key"}.')
 def up(data: Path, host: str, port: int, public_host: tuple[str, ...], as_json: bool) -> None:
     """Serve a data folder: one command, two processes, until Ctrl-C."""
+    _need_server()
     from icecore_api.supervise import FirstWords, Plan
     from icecore_api.supervise import up as serve
 
