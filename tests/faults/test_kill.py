@@ -29,10 +29,10 @@ def test_a_killed_server_process_loses_nothing(own_server: Server, victim: str) 
     writers = [Writer(own_server, f"t/kill/w{i}").start() for i in range(3)]
     for _ in range(ROUNDS):
         time.sleep(chance.uniform(0.05, 0.4))
-        until(lambda: pid_of(own_server, victim) > 0, f"the {victim} to be back")
+        until(lambda: pid_of(own_server, victim) > 0, f"the {victim} to be back", 60)
         pid = pid_of(own_server, victim)
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: pid_of(own_server, victim) not in {0, pid}, f"the {victim} to be back", 10)
+        until(lambda pid=pid: pid_of(own_server, victim) not in {0, pid}, f"the {victim} to be back", 60)
     for writer in writers:
         writer.finish()
 
