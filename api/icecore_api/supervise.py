@@ -291,7 +291,7 @@ async def introduce(data: Path, url: str) -> FirstWords:
         token, offer = new_login_offer(OWNER, LOGIN_LINK_MS)
         events: list[Event] = [offer]
         local_key = first_key
-        if first_key is None and load_credentials(url) is None:
+        if first_key is None and not load_credentials(url).get("api_key"):
             local_key, created = new_key(OWNER, f"local client at {url}")
             events.append(created)
         await log.append(LEDGER, system_records(events))

@@ -154,3 +154,19 @@ def test_the_login_link_works_once(own_server: Server) -> None:
     assert "HttpOnly" in cookie
     assert second.status == 401, second.data
     assert viewer.json()["user"] == "owner"
+
+
+def test_the_local_client_gets_a_key_for_a_new_address(tmp_path: Path) -> None:
+    """A folder served again where this user has no key for the address makes one, in the ledger, and saves it."""
+    with running_server(tmp_path) as server:
+        pass
+    (server.config_dir / "credentials.json").unlink()
+    again = Server(data=server.data, config_dir=server.config_dir).start()
+    try:
+        saved = json.loads((server.config_dir / "credentials.json").read_text())
+        again.api_key = next(iter(saved.values()))["api_key"]
+
+        assert again.api_key != server.api_key
+        assert get(again, "viewer").status == 200
+    finally:
+        again.stop()

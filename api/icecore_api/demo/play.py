@@ -21,11 +21,11 @@ from rich.progress import Progress
 
 from icecore.api import Api, Run
 from icecore.errors import IcecoreError, Unavailable
-from icecore.settings import URL_DEFAULT
+from icecore.settings import URL_DEFAULT, load_credentials
 
 PARALLEL: Final = 4
-STEPS: Final = 400
-RATES: Final = (0.3, 0.1, 0.03, 0.01)
+STEPS: Final = 250
+RATES: Final = (0.3, 0.1, 0.03)
 BATCHES: Final = (16, 64)
 HIDDEN: Final = ("32", "64x32")
 KILLED_AT: Final = STEPS // 2
@@ -70,6 +70,7 @@ class Demo:
         self.env = {
             **os.environ,
             "ICECORE_URL": words["url"],
+            "ICECORE_API_KEY": self.key(words),
             "ICECORE_DIR": str(self.spool),
             "ICECORE_SILENT": "true",
             "OMP_NUM_THREADS": "1",
@@ -77,6 +78,11 @@ class Demo:
         }
         self.env.pop("ICECORE_PROJECT", None)
         return server, words
+
+    def key(self, words: Mapping[str, Any]) -> str:
+        """The key of the server's owner: shown on a first start, and saved for this user."""
+        saved = load_credentials(words["url"]).get("api_key", "")
+        return str(words["api_key"] or saved)
 
     def spawn(self, job: Job) -> subprocess.Popen[bytes]:
         """Start one training."""
@@ -165,7 +171,7 @@ def play(data: Path, host: str, port: int, *, stay: bool) -> None:
     server, words = demo.start_server(host, port)
     try:
         console.print(f"icecore serves [bold]{data}[/] at [bold]{words['url']}[/]")
-        api = Api(overrides={"base_url": words["url"]})
+        api = Api(api_key=demo.env["ICECORE_API_KEY"], overrides={"base_url": words["url"]})
         entity = api.viewer
         demo.train(grid())
         resumed = demo.kill_and_resume(api, entity)
