@@ -267,6 +267,27 @@ def test_acked_survives_and_nonsense_in_it_means_send_all(tmp_path):
     assert numbers(SpoolReader(spool.folder).read(None, 10, 1 << 20).frames) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("damage", ["a digit more", "another digit", "the next segment", "cut short", "-1 -1 00000000"])
+def test_a_wrong_number_in_acked_never_leaves_events_out(tmp_path, damage):
+    """An `acked` file that says more than the server has is not believed: everything is sent again."""
+    spool = spool_at(tmp_path)
+    fill(spool, 5)
+    spool.acknowledge(spool.read(3, 1 << 20))
+    spool.abandon()
+    acked = spool.folder / "acked"
+    segment, offset, crc = acked.read_text().split()
+    acked.write_text(
+        {
+            "a digit more": f"{segment} {offset}9 {crc}",
+            "another digit": f"{segment} {int(offset) ^ 4} {crc}",
+            "the next segment": f"{int(segment) + 1} {offset} {crc}",
+            "cut short": f"{segment} {offset}",
+        }.get(damage, damage)
+    )
+
+    assert numbers(SpoolReader(spool.folder).read(None, 10, 1 << 20).frames) == [0, 1, 2, 3, 4]
+
+
 def test_a_small_spool_that_is_sent_never_fills(server, monkeypatch):
     """What the server has makes room, also where the whole spool is smaller than a usual segment."""
     monkeypatch.setenv("ICECORE_SPOOL_MAX", "400KB")
