@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONUTF8 := 1
+# Compiled once, not by each of the hundreds of processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check bench bench-peers soak docs lock format clean
+.PHONY: help install install-demo demo test check bench bench-peers soak docs picture lock format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,14 +22,14 @@ $(BIN)/uv: requirements/uv.txt
 
 $(VENV)/.demo: $(BIN)/uv requirements/demo.txt pyproject.toml
 	@echo "installing icecore and its server into $(VENV) …"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/demo.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(INSTALL) --require-hashes -r requirements/demo.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/uv requirements/dev.txt pyproject.toml
 	@echo "installing icecore and everything its tests use into $(VENV) …"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(INSTALL) --require-hashes -r requirements/dev.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.dev ## install everything into .venv
@@ -60,6 +63,9 @@ format: $(VENV)/.dev ## let ruff lay the code out
 
 docs: $(VENV)/.dev ## make the documents that follow from the code
 	@$(BIN)/python docs/made.py
+
+picture: $(VENV)/.dev ## play the demo and draw docs/demo.svg
+	@$(BIN)/python docs/picture.py
 
 lock: $(BIN)/uv ## choose versions anew and lock them with hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --group dev --extra demo pyproject.toml -o requirements/dev.txt
