@@ -61,7 +61,14 @@ Examples:
 )
 @_data_option
 @click.option("--host", default="127.0.0.1", show_default=True, envvar="ICECORE_HOST", help="Address to listen on.")
-@click.option("--port", default=8700, show_default=True, envvar="ICECORE_PORT", help="Port; 0 picks a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8700,
+    show_default=True,
+    envvar="ICECORE_PORT",
+    help="Port; 0 picks a free one.",
+)
 @click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help='First line: {"url", "login_url", "api_key"}.')
 def up(data: Path, host: str, port: int, public_host: tuple[str, ...], as_json: bool) -> None:
@@ -94,7 +101,12 @@ Examples:
 )
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=None, help="Default: a new folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=None, type=int, help="Port (default: 8700 where it is free); 0 picks a free one.")
+@click.option(
+    "--port",
+    default=None,
+    type=click.IntRange(0, 65535),
+    help="Port (default: 8700 where it is free); 0 picks a free one.",
+)
 @click.option("--stay/--no-stay", default=None, help="Go on serving until Ctrl-C (default: on a terminal).")
 def demo(data: Path | None, host: str, port: int | None, stay: bool | None) -> None:
     """Start a server, train real models in parallel, kill one, resume it, and look at them."""

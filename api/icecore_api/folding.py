@@ -46,7 +46,7 @@ class Folding:
         Raises:
             StoreAhead: the store has folded records that the log does not have.
         """
-        self.store.check(await self.log.end())
+        await self.store.check_log(self.log)
         self._thread.start()
 
     def stop(self) -> None:

@@ -242,6 +242,7 @@ async def _check_store(
             end = await log.end()  # asked for later: a serving store moves on meanwhile
             if not end.covers(folded):
                 store.check(end)
+            await store.check_log(log)
             await asyncio.to_thread(_check_tables, report, store, end)
             opened = True
     if not opened:

@@ -17,14 +17,14 @@ import duckdb
 import pyarrow as pa
 
 from icecore.codec import decode_event, parse_json
-from icecore.errors import StoreDamaged, StoreError
+from icecore.errors import LogError, StoreDamaged, StoreError
 from icecore.events import NEWEST, Event, MetricsLogged, SystemLogged
 from icecore.log import Batch, EventLog, StoredRecord
 from icecore.position import Place, Token
 from icecore_projections.dedupe import Dedupe
 from icecore_projections.folds import Applied, Changes, Rows
 from icecore_projections.poison import Dead, Guard, PoisonDominatesError, said, sift
-from icecore_projections.store import Store
+from icecore_projections.store import Store, last_key
 from icecore_projections.streams import MetricsFold, RunsFold, StreamFold
 
 log = logging.getLogger(__name__)
@@ -209,7 +209,11 @@ class Runner:
         self.status.dead += len(dead)
         own = Changes(
             append={"dead_letters": [dead_rows(dead)]} if dead else {},
-            replace={"producers": [Rows(("stream", "part", "producer"), producers)], **skipped},
+            replace={
+                "producers": [Rows(("stream", "part", "producer"), producers)],
+                "meta": [Rows(("key",), _last_row(batch))],
+                **skipped,
+            },
         )
         return Changes.merged([folded.changes, own, _rejected(folded.rejected)])
 
@@ -241,7 +245,8 @@ class Runner:
                 self._is("waiting", said(error))
                 await _first_of(stop.wait(), asyncio.sleep(self._backoff_s[min(failures, len(self._backoff_s) - 1)]))
                 failures, self._records = failures + 1, max(1, self._records // 2)
-                await self._try_recover()
+                if not isinstance(error, LogError):  # reading the log harms no store: who reads it keeps its cursors
+                    await self._try_recover()
         await self._drop_ahead()
 
     def resume(self) -> None:
@@ -368,6 +373,12 @@ def dead_rows(dead: Sequence[Dead]) -> pa.Table:
         .append_column("ts_server", pa.array([record.envelope.ts_server for record in records], pa.int64()))
         .append_column("reason", pa.array([d.reason for d in dead], pa.string()))
     )
+
+
+def _last_row(batch: Decoded) -> pa.Table:
+    """The row of `meta` by which a store knows its log again."""
+    last = batch.records[-1]
+    return pa.table({"key": [last_key(batch.place)], "value": [f"{last.position.offset} {last.envelope.id}"]})
 
 
 def _rejected(rejected: Sequence[tuple[Applied, str]]) -> Changes:

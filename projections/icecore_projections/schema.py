@@ -15,7 +15,7 @@ FORMAT: Final = 1
 
 TABLES: Final[dict[str, str]] = {
     # ---- the runner's own
-    "meta": "key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL",  # format, log_id
+    "meta": "key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL",  # format, log_id, last STREAM:PART
     "offsets": "stream VARCHAR, part INTEGER, next_offset BIGINT, ts_server BIGINT, PRIMARY KEY (stream, part)",
     # applied sequence numbers of each producer, as JSON [[first, last], …]: more than one interval is a gap
     "producers": "stream VARCHAR, part INTEGER, producer VARCHAR, key VARCHAR, intervals VARCHAR, duplicates BIGINT, "

@@ -20,7 +20,8 @@ import duckdb
 import pyarrow as pa
 
 from icecore.bell import Bell
-from icecore.errors import StoreAhead, StoreDamaged, StoreError, StoreFull, StoreLocked, StoreTooNew
+from icecore.errors import LogCorrupt, StoreAhead, StoreDamaged, StoreError, StoreFull, StoreLocked, StoreTooNew
+from icecore.log import EventLog
 from icecore.position import Place, Token
 from icecore_projections import compaction
 from icecore_projections.folds import Changes
@@ -123,6 +124,45 @@ class Store:
                     folded=have,
                     end=end.next_offset(place),
                 )
+
+    async def check_log(self, log: EventLog) -> None:
+        """Refuse to go on from a store that was folded from other records than its log has.
+
+        A log that lost its end and was appended to since can reach as far as the store again: then the end alone
+        says nothing, and the records that took the lost ones' places would never be folded.
+
+        Raises:
+            StoreAhead: the log ends before what was folded, or its last folded record is another one now.
+        """
+        self.check(await log.end())
+        start = await log.start()
+        for place, next_offset in self._token.as_dict().items():
+            known = await asyncio.to_thread(self._last, place)
+            if known is None or not start.next_offset(place) <= known[0] == next_offset - 1:
+                continue
+            try:
+                batch = await log.read(place, next_offset - 1, records=1)
+            except LogCorrupt:  # another damage: fsck names it, and nothing needs to be read from there
+                continue
+            found = batch.records[0].envelope.id
+            if found != known[1]:
+                raise StoreAhead(
+                    f"expected record {next_offset - 1} of the log's {place.stream}:{place.partition} to be the event "
+                    f"{known[1]}, which the store {self.path.name} has folded, got {found}",
+                    hint="the log lost its end and was written to since: bring back the lost log files, or move the "
+                    "store folder away to rebuild it from the log as it is",
+                    stream=place.stream,
+                    partition=place.partition,
+                )
+
+    def _last(self, place: Place) -> tuple[int, str] | None:
+        """The offset and the event's id of the last record folded; None where nobody noted it."""
+        with self.reading() as con:
+            rows = con.execute("SELECT value FROM meta WHERE key = ?", [last_key(place)]).fetchall()
+        if not rows:
+            return None
+        offset, _, event = str(rows[0][0]).partition(" ")
+        return int(offset), event
 
     def wait(self, token: Token, within: float) -> bool:
         """Block this thread until everything `token` covers is folded; False after `within` seconds."""
@@ -282,6 +322,11 @@ class Store:
     def _checkpoint(self) -> None:
         with contextlib.suppress(duckdb.TransactionException):  # another cursor is in a transaction: next time
             self._writer.execute("CHECKPOINT")
+
+
+def last_key(place: Place) -> str:
+    """Where `meta` has the offset and the event's id of the last record folded of a partition."""
+    return f"last {place.stream}:{place.partition}"
 
 
 def _with(con: duckdb.DuckDBPyConnection, rows: pa.Table, statement: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from histories import append, fold_all, sample, to_records
 from icecore.codec import encode_event
-from icecore.errors import LogError, StoreDamaged, StoreFull
+from icecore.errors import LogError, StoreAhead, StoreDamaged, StoreFull
 from icecore.events import Envelope, Event, MetricsLogged, RunHeartbeat, RunStarted
 from icecore.log import Batch, Record
 from icecore.position import METRICS, Place, Token
@@ -263,7 +263,7 @@ class Failing(MemoryLog):
 
 
 def test_a_log_that_cannot_be_read_is_waited_for(store: Store) -> None:
-    """The runner says that it waits and why, and goes on by itself where it was."""
+    """The runner says that it waits and why, and goes on by itself where it was; who reads the store is not cut off."""
 
     async def work() -> None:
         log = Failing()
@@ -271,11 +271,33 @@ def test_a_log_that_cannot_be_read_is_waited_for(store: Store) -> None:
         log.failures = 3
         seen: set[str] = set()
         runner = Runner(log, store, backoff_s=(0.02,))
-        async with running(runner):
-            await until(lambda: bool(seen.add(runner.state)) or store.token() != Token())
+        with store.reading() as con:
+            async with running(runner):
+                await until(lambda: bool(seen.add(runner.state)) or store.token() != Token())
+            assert con.execute("SELECT count(*) FROM points_hot").fetchall() == [(1,)]
         assert "waiting" in seen
         assert steps(store) == [0]
         assert runner.state == "running"
+
+    asyncio.run(work())
+
+
+def test_a_log_that_lost_its_end_and_grew_again_is_known_by_its_last_record(tmp_path: Path) -> None:
+    """Records that took the places of lost ones would never be folded: the store refuses, however long the log is."""
+
+    async def work() -> None:
+        whole, cut = MemoryLog(), MemoryLog()
+        await whole.append(METRICS, [record(0, point(0)), record(1, point(1))])
+        with contextlib.closing(Store.open(tmp_path / "s.duckdb", log_id="log")) as store:
+            await Runner(whole, store).catch_up()
+        with contextlib.closing(Store.open(tmp_path / "s.duckdb", log_id="log")) as store:
+            await store.check_log(whole)
+            await cut.append(METRICS, [record(0, point(0))])
+            with pytest.raises(StoreAhead, match=r"reach offset 2.*ends at 1"):
+                await store.check_log(cut)
+            await cut.append(METRICS, [record(2, point(2)), record(3, point(3))])
+            with pytest.raises(StoreAhead, match=r"record 1 of the log's metrics:0 to be the event id-1.*got id-2"):
+                await store.check_log(cut)
 
     asyncio.run(work())
 
