@@ -46,6 +46,9 @@ class Store:
         self._lock = threading.Lock()
         self._moved = threading.Condition()
         self._bell = Bell()
+        self._wanted = Bell()
+        self._waiting = 0
+        self._waiters = threading.Lock()
         self._con = con
         self._writer = con.cursor()
         self._token = _read_token(con)
@@ -166,24 +169,49 @@ class Store:
 
     def wait(self, token: Token, within: float) -> bool:
         """Block this thread until everything `token` covers is folded; False after `within` seconds."""
-        with self._moved:
+        with self._wanting(token), self._moved:
             return self._moved.wait_for(lambda: self._token.covers(token), timeout=within)
 
     async def wait_async(self, token: Token, within: float) -> bool:
         """Wait until everything `token` covers is folded; False after `within` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
-        while not self._token.covers(token):
-            heard = self._bell.listen()
-            try:
-                left = deadline - loop.time()
-                if not self._token.covers(token):
-                    if left <= 0:
-                        return False
-                    await asyncio.wait((heard,), timeout=left)
-            finally:
-                self._bell.forget(heard)
+        with self._wanting(token):
+            while not self._token.covers(token):
+                heard = self._bell.listen()
+                try:
+                    left = deadline - loop.time()
+                    if not self._token.covers(token):
+                        if left <= 0:
+                            return False
+                        await asyncio.wait((heard,), timeout=left)
+                finally:
+                    self._bell.forget(heard)
         return True
+
+    @contextlib.contextmanager
+    def _wanting(self, token: Token) -> Iterator[None]:
+        """Somebody waits: the runner should not let records gather meanwhile."""
+        if self._token.covers(token):
+            yield
+            return
+        with self._waiters:
+            self._waiting += 1
+        self._wanted.ring()
+        try:
+            yield
+        finally:
+            with self._waiters:
+                self._waiting -= 1
+
+    async def wanted(self) -> None:
+        """Return as soon as somebody waits for what is not folded yet."""
+        heard = self._wanted.listen()
+        try:
+            if not self._waiting:
+                await heard
+        finally:
+            self._wanted.forget(heard)
 
     def commit(self, changes: Changes, offsets: Mapping[Place, tuple[int, int]]) -> None:
         """Write a batch: all of it or nothing.

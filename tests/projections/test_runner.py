@@ -472,3 +472,21 @@ def test_a_started_run_and_its_heartbeats_meet_in_the_tables(store: Store) -> No
         assert rows(store, "SELECT path, number FROM run_values") == [("config.lr", 0.5)]
 
     asyncio.run(work())
+
+
+def test_a_read_that_waits_ends_the_gathering(store: Store) -> None:
+    """A trickle of data is let gather, but a read that waits for it is answered without that delay."""
+
+    async def work() -> float:
+        log = MemoryLog()
+        began = asyncio.get_running_loop().time()
+        stop = asyncio.Event()
+        folding = asyncio.create_task(Runner(log, store, gather_s=60.0).run(stop))
+        for seq in range(3):
+            positions = await log.append(METRICS, [record(seq, point(seq))])
+            assert await store.wait_async(Token.after(positions), 50)
+        stop.set()
+        await folding
+        return asyncio.get_running_loop().time() - began
+
+    assert asyncio.run(work()) < 60
