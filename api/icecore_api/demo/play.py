@@ -113,7 +113,8 @@ class Demo:
     def kill_and_resume(self, api: Api, entity: str) -> Run:
         """Start a run, kill -9 it half-way, resume it, and return it."""
         path = f"{entity}/{self.project}/killed"
-        job = Job(0.05, 32, "64", ("--id", "killed", "--resume", "allow"))
+        checkpoint = str(self.spool / "model.joblib")
+        job = Job(0.05, 32, "64", ("--id", "killed", "--resume", "allow", "--checkpoint", checkpoint))
         victim = self.spawn(job)
         while _last_step(api, path) < KILLED_AT and victim.poll() is None:
             time.sleep(0.05)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+import joblib
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -27,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--id", default=None)
     parser.add_argument("--resume", default=None)
     parser.add_argument("--mode", default="online")
+    parser.add_argument("--checkpoint", type=Path, help="keep the model here at every step, and go on from it")
     return parser.parse_args()
 
 
@@ -41,6 +44,8 @@ def main() -> None:
     model = MLPClassifier(
         layers, solver="sgd", learning_rate_init=args.lr, momentum=0.9, batch_size=args.batch_size, random_state=0
     )
+    if args.checkpoint and args.checkpoint.exists():
+        model = joblib.load(args.checkpoint)
     classes = np.unique(digits.target)
 
     with icecore.init(
@@ -58,6 +63,9 @@ def main() -> None:
             batch = np.random.default_rng(step).choice(len(x_train), args.batch_size, replace=False)
             model.partial_fit(x_train[batch], y_train[batch], classes=classes)
             probabilities = model.predict_proba(x_val)
+            if args.checkpoint:
+                joblib.dump(model, args.checkpoint.with_suffix(".part"))
+                args.checkpoint.with_suffix(".part").replace(args.checkpoint)
             likely = probabilities[np.arange(len(y_val)), y_val]
             run.log(
                 {

@@ -62,7 +62,7 @@ def runs(path: str | None, filter_text: str | None, order: str, limit: int, key:
         print_json({"runs": [run.as_dict() for run in listed], "count": len(found)})
         return
     console = terminal()
-    key = key or _common_key(listed)
+    key = key or _ordered_key(order) or _common_key(listed)
     curves = _curves(api, listed, key) if on_terminal() else {}
     if not listed:
         click.echo("no runs here; `icecore runs` lists the projects", err=True)
@@ -95,6 +95,12 @@ def _filters(text: str | None) -> dict[str, Any]:
     if not isinstance(filters, dict):
         raise UsageError(f"expected --filter as a JSON object, got {text!r}", hint="icecore runs --help")
     return filters
+
+
+def _ordered_key(order: str) -> str:
+    """The metric that the runs are ordered by, if they are: it is what a person wants to see."""
+    kind, _, key = order.lstrip("+-").partition(".")
+    return key if kind in {"summary_metrics", "summary"} else ""
 
 
 def _common_key(listed: Sequence[Run]) -> str:
