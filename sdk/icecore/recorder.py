@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from icecore.events import Event
+from icecore.notes import warn
 from icecore.segments import spool_home
 from icecore.settings import Settings
 from icecore.spool import Spool
@@ -73,12 +74,19 @@ class Recorder:
             self.uploader.finishing = True
             self._wait(time.monotonic() + timeout, progress=progress)
             self.uploader.stop()
-        left = Left(self.spool.unsent, self._trouble(), str(self.spool.folder))
+        unsent = self.spool.unsent
         if self.uploader is None or self.uploader.stopped:
             self.spool.close()
         else:
+            self.spool.sync()
             self.spool.abandon()
-        return left
+        lost, lost_bytes = self.spool.unwritten
+        if lost:
+            warn(
+                f"{lost} events ({lost_bytes} bytes) of run {self.writer.run} were neither sent nor written to "
+                f"{self.spool.folder} ({self.spool.trouble}): they are lost"
+            )
+        return Left(max(unsent - lost_bytes, 0), self._trouble(), str(self.spool.folder))
 
     def _wait(self, deadline: float, *, progress: bool) -> None:
         began = time.monotonic()

@@ -454,7 +454,7 @@ class Run:
             timeout = min(timeout, _SIGTERM_SECONDS)
         left = self._recorder.finish(timeout, progress=not silent and sys.stderr is not None and sys.stderr.isatty())
         if self._recorder.uploader is None:
-            if not silent:
+            if left.bytes and not silent:
                 say(f"run {self.name} is kept in {left.folder}. Next: icecore sync")
         elif left.bytes:
             why = f" ({left.trouble})" if left.trouble else ""

@@ -309,6 +309,12 @@ class Spool:
                 total += size - (self._acked.offset if number == self._acked.segment else 0)
             return total
 
+    @property
+    def unwritten(self) -> tuple[int, int]:
+        """How many events, and bytes, are in memory only: they end with the process."""
+        with self._lock:
+            return len(self._pending.frames), self._pending.bytes
+
     def close(self) -> bool:
         """Let the folder go, and remove it if all was acknowledged; whether it was."""
         self.sync()

@@ -130,6 +130,7 @@ def send_spool(folder: Path, sender: Sender) -> Iterator[Synced]:
                 break
             yield _state(folder, run, sender, reader.scan, done=False)
         if reader.scan.unreadable:
+            yield _state(folder, run, sender, reader.scan, done=False)
             return
         if reader.scan.corrupt and not _tell(run, reader.scan, sender):
             return

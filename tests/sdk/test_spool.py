@@ -1,6 +1,7 @@
 """The spool: what it holds survives, and damage costs no more than what it hit."""
 
 import contextlib
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -253,6 +254,19 @@ def test_a_folder_that_cannot_be_made_costs_nothing_while_there_is_a_server(serv
             run.log({"a": i})
 
     assert len(server.rows()) == 100
+
+
+def test_what_ends_with_the_process_is_said(home, tmp_path, capfd):
+    """An offline run whose folder cannot be made loses what it logged, and does not say that it is kept."""
+    (tmp_path / "not-a-folder").write_text("")
+    with icecore.init(project="p", entity="e", id="r", mode="offline", dir=tmp_path / "not-a-folder") as run:
+        run.log({"a": 1})
+
+    said = capfd.readouterr().err
+    assert re.search(
+        r"warning: \d+ events \(\d+ bytes\) of run e/p/r were neither sent nor written to .* are lost", said
+    )
+    assert "is kept in" not in said
 
 
 def test_acked_survives_and_nonsense_in_it_means_send_all(tmp_path):

@@ -75,6 +75,21 @@ def test_a_spool_that_somebody_else_is_sending_is_left_to_them(server, home):
     assert len(sync(home, server.url, server.key)) == 1
 
 
+def test_a_spool_that_cannot_be_read_is_not_nothing(server, home):
+    """It is left where it is, and named as not done."""
+    offline_run("r")
+    (folder,) = spools(home / "spool")
+    (folder / "000001.seg").rename(folder / "aside")
+    (folder / "000001.seg").mkdir()
+    (result,) = sync(home, server.url, server.key)
+    assert (result.run, result.done) == ("ada/p/r", False)
+
+    (folder / "000001.seg").rmdir()
+    (folder / "aside").rename(folder / "000001.seg")
+    assert [result.done for result in sync(home, server.url, server.key)] == [True]
+    assert len(server.rows()) == 10
+
+
 def test_a_damaged_meta_file_costs_nothing(server, home):
     """Every frame says whose it is."""
     offline_run("r")
