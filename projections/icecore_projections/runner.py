@@ -36,9 +36,9 @@ BYTES: Final = 32 << 20
 IDLE_S: Final = 3.0
 """Nothing came for so long: time to compact."""
 
-GATHER_S: Final = 0.25
+GATHER_S: Final = 0.5
 GATHERED: Final = 200
-"""After a step of fewer records than this, wait so long for more: a few clients cost 4 commits a second at most."""
+"""After a step of fewer records than this, wait so long for more: a few clients cost 2 commits a second at most."""
 
 _NEVER: Final = 1 << 62
 
