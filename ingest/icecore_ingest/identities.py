@@ -14,7 +14,7 @@ import msgspec
 import orjson
 
 from icecore.codec import decode_event, encode_event
-from icecore.errors import BadRequest, LogError, Unauthenticated
+from icecore.errors import BadRequest, LogCorrupt, LogError, Unauthenticated
 from icecore.events import Envelope, Event, SessionOpened, UserCreated, now_ms, uuid7
 from icecore.log import EventLog, Record, StoredRecord
 from icecore.position import LEDGER, METRICS, Place, Token
@@ -22,7 +22,7 @@ from icecore_ingest import identity
 from icecore_ingest.identity import IDENTITY_TYPES, IdentityState, Principal, new_key, sha256_hex
 
 PLACE: Final = Place(LEDGER, 0)
-SNAPSHOT_FORMAT: Final = 1
+SNAPSHOT_FORMAT: Final = 2
 SNAPSHOT_EVERY: Final = 10_000
 """Ledger records after which a new snapshot is worth writing although no identity changed."""
 OWNER: Final = "owner"
@@ -38,6 +38,8 @@ class Snapshot(msgspec.Struct):
     format: int
     log_id: str
     next_offset: int
+    last: str
+    """The id of the ledger's last event in it: a ledger that lost its end has another there, or none."""
     state: IdentityState
 
 
@@ -55,6 +57,7 @@ class Identities:
         self._snapshot = snapshot
         self._clock = clock
         self._saved = 0
+        self._last = ""
         self._moved = asyncio.Event()
         self.state = IdentityState()
         self.next_offset = 0
@@ -66,6 +69,7 @@ class Identities:
         """Identities that have folded everything the ledger holds now."""
         identities = cls(log, snapshot)
         identities.load()
+        await identities.check_ledger()
         await identities.catch_up()
         return identities
 
@@ -119,7 +123,7 @@ class Identities:
             if not batch.records:
                 return
             changed = self.fold_batch(batch.records)
-            self.next_offset = batch.next_offset
+            self.next_offset, self._last = batch.next_offset, batch.records[-1].envelope.id
             self._moved.set()
             if changed or self.next_offset - self._saved >= SNAPSHOT_EVERY:
                 self.save()
@@ -163,13 +167,28 @@ class Identities:
             return
         if snapshot.format == SNAPSHOT_FORMAT and snapshot.log_id == self._log.log_id and snapshot.next_offset >= 0:
             self.state, self.next_offset, self._saved = snapshot.state, snapshot.next_offset, snapshot.next_offset
+            self._last = snapshot.last
+
+    async def check_ledger(self) -> None:
+        """Let go of a snapshot that the ledger does not bear out: it lost its end, and may have grown again since.
+
+        From such a snapshot on, a key revoked at one of the lost offsets would stay good.
+        """
+        if not self.next_offset:
+            return
+        try:
+            batch = await self._log.read(PLACE, self.next_offset - 1, records=1)
+        except LogCorrupt:  # another damage: what was folded from that record is still right
+            return
+        if not batch.records or batch.records[0].envelope.id != self._last:
+            self.state, self.next_offset, self._saved, self._last = IdentityState(), 0, 0, ""
 
     def save(self) -> None:
         """Write the snapshot, by rename. It only saves time: a folder that cannot be written is no error."""
         if self._snapshot is None:
             return
         body: dict[str, Any] = msgspec.to_builtins(
-            Snapshot(SNAPSHOT_FORMAT, self._log.log_id, self.next_offset, self.state)
+            Snapshot(SNAPSHOT_FORMAT, self._log.log_id, self.next_offset, self._last, self.state)
         )
         part = self._snapshot.with_name(f".{self._snapshot.name}.{os.getpid()}")
         try:

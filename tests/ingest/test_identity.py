@@ -245,6 +245,35 @@ def test_a_snapshot_of_another_log_is_not_used(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_snapshot_beyond_a_ledger_that_lost_its_end_is_not_used(tmp_path: Path) -> None:
+    """A key revoked where the lost records were is revoked, also once the ledger has grown past them again."""
+
+    class Same(MemoryLog):
+        """Logs of one id: the same log, before and after."""
+
+        @property
+        def log_id(self) -> str:
+            return "one"
+
+    async def run() -> None:
+        path = tmp_path / "identities.json"
+        secret, created = new_key("ada")
+        kept = system_records([UserCreated(user="ada"), created])
+        whole, cut = Same(), Same()
+        await whole.append(LEDGER, [*kept, *system_records([RunHeartbeat(run="a/b/c")] * 3)])
+        assert (await Identities.open(whole, path)).next_offset == 5
+        assert (await Identities.open(whole, path)).authenticate(bearer(secret)).user == "ada"
+        await cut.append(LEDGER, [*kept, *system_records([KeyRevoked(user="ada", key_id=created.key_id)])])
+        snapshot = path.read_bytes()
+        for _ in range(2):
+            path.write_bytes(snapshot)
+            with pytest.raises(Unauthenticated):
+                (await Identities.open(cut, path)).authenticate(bearer(secret))
+            await cut.append(LEDGER, system_records([RunHeartbeat(run="a/b/c")] * 2))
+
+    asyncio.run(run())
+
+
 def test_a_session_is_opened_through_the_ledger() -> None:
     """A link's token gives a cookie and an event; once folded the session is there, and the link is spent."""
 
