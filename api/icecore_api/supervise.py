@@ -172,7 +172,7 @@ class Supervisor:
             for wait in waits:
                 wait.cancel()
             if not child.ready.is_set() and not self._stopping.is_set():
-                await self._stop_all()
+                await self.stop()
                 raise Unavailable(
                     f"expected the {child.name} to be ready within {READY_WITHIN_S:.0f} s, "
                     f"got {child.restarts} starts that ended with {child.last_exit or 'nothing yet'}",
@@ -182,7 +182,7 @@ class Supervisor:
     async def run(self) -> None:
         """Keep the children alive until SIGTERM or SIGINT, then stop them."""
         await self._stopping.wait()
-        await self._stop_all()
+        await self.stop()
 
     async def _keep(self, child: Child) -> None:
         row = 0
@@ -220,7 +220,8 @@ class Supervisor:
                 self._write_status()
         return await process.wait()
 
-    async def _stop_all(self) -> None:
+    async def stop(self) -> None:
+        """Stop the children: SIGTERM, then SIGKILL for those that do not end in time."""
         self._stopping.set()
         alive = [c.process for c in self._children if c.process and c.process.returncode is None]
         for process in alive:
@@ -318,9 +319,16 @@ async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[
     listener = bind(plan.host, plan.port)
     plan = replace(plan, port=listener.getsockname()[1])
     lock.write({"pid": os.getpid(), "url": plan.url})
-    words = await introduce(plan.data, plan.url)
     supervisor = Supervisor(plan, child_processes(plan, listener), say=say)
-    await supervisor.start()
+    starting = asyncio.create_task(supervisor.start())
+    await asyncio.sleep(0)  # the children import their libraries while the owner is made
+    try:
+        words = await introduce(plan.data, plan.url)
+        await starting
+    except BaseException:
+        starting.cancel()
+        await supervisor.stop()
+        raise
     ready(words)
     await supervisor.run()
     listener.close()
