@@ -71,10 +71,13 @@ class Joining:
 
 
 class Connection(HttpToolsProtocol):
-    """The protocol of uvicorn, with a bound on the head of a request: its parser has none."""
+    """The protocol of uvicorn, with a bound on what comes around a request's body: its parser has none."""
 
     _head_open = False
     _head_bytes = 0
+    _got_on = False
+    _beside_bytes = 0
+    """Bytes in a row that were no part of a body: extensions of chunks, trailers. The parser keeps them."""
     head_since = 0.0
     """When a head was begun that has not come in full; 0 between heads."""
     data_last = 0.0
@@ -96,10 +99,24 @@ class Connection(HttpToolsProtocol):
         self._head_open, self.head_since = False, 0.0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._got_on = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._got_on = True
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
         self.data_last = self.loop.time()
+        self._got_on = False
         super().data_received(data)
+        self._beside_bytes = 0 if self._got_on or self._head_open else self._beside_bytes + len(data)
+        if self._beside_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.transport.close()
         if self._head_open:
             self._head_bytes += len(data)
             self.head_since = self.head_since or self.loop.time()

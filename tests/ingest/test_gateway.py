@@ -221,6 +221,17 @@ def test_an_endless_chunked_body_is_cut_off(gateway: GatewayProcess) -> None:
     assert gateway.metric("icecore_requests_total", '{code="too_large"}') >= 1
 
 
+@pytest.mark.parametrize(("begun", "more"), [(b"0\r\n", b"X: y\r\n"), (b"0\r\nX: ", b"y"), (b"5;", b"y")])
+def test_what_comes_around_a_body_is_bounded(gateway: GatewayProcess, begun: bytes, more: bytes) -> None:
+    """Trailers and extensions of chunks, which the parser keeps, do not grow memory without end."""
+    before = gateway.rss
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        connection.sendall(gateway.head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + begun)
+        with pytest.raises(ConnectionError):
+            connection.sendall(more * (40 * MB // len(more)))
+    assert gateway.rss - before < 32 * MB
+
+
 def test_half_a_request_appends_nothing(gateway: GatewayProcess) -> None:
     """A client that goes away within its body leaves no record and no bytes in flight."""
     before = gateway.counts()
