@@ -57,6 +57,11 @@ class Folding:
         self._loop.close()
         self.store.close()
 
+    def report(self) -> Mapping[str, Any]:
+        """How the folding is, for `icecore status`: running, waiting for something, or halted, and why."""
+        status = self.runner.status
+        return {"state": status.state, "reason": status.reason, "duplicates": status.duplicates}
+
     async def reopen(self) -> None:
         """Go on with the store that is current now: a rebuild has switched it. Requests under way keep the old one."""
         await self._between(self._open_current)

@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> int:
         operations=LiveOperations(data, folding),
         producer=str(uuid.uuid4()),
         data=data,
-        processes=lambda: processes(data),
+        processes=lambda: {**processes(data), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
     )
     path = data / "run" / "store.sock"

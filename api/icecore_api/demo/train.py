@@ -36,9 +36,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train one model."""
     args = arguments()
-    digits = load_digits()
+    images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
     x_train, x_val, y_train, y_val = train_test_split(
-        digits.data / 16.0, digits.target, test_size=0.25, random_state=0, stratify=digits.target
+        images / 16.0, labels, test_size=0.25, random_state=0, stratify=labels
     )
     layers = tuple(int(width) for width in args.hidden.split("x"))
     model = MLPClassifier(
@@ -46,7 +46,7 @@ def main() -> None:
     )
     if args.checkpoint and args.checkpoint.exists():
         model = joblib.load(args.checkpoint)
-    classes = np.unique(digits.target)
+    classes = np.unique(labels)
 
     with icecore.init(
         project=args.project,
@@ -62,7 +62,7 @@ def main() -> None:
         for step in range(run.step, args.steps):
             batch = np.random.default_rng(step).choice(len(x_train), args.batch_size, replace=False)
             model.partial_fit(x_train[batch], y_train[batch], classes=classes)
-            probabilities = model.predict_proba(x_val)
+            probabilities = np.asarray(model.predict_proba(x_val))
             if args.checkpoint:
                 joblib.dump(model, args.checkpoint.with_suffix(".part"))
                 args.checkpoint.with_suffix(".part").replace(args.checkpoint)
