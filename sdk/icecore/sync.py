@@ -9,11 +9,12 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from icecore.codec import encode_event, frame
+from icecore.codec import decode_envelope, encode_event, frame
 from icecore.config import plain
-from icecore.errors import ServerUnreachable, Unauthenticated
-from icecore.events import Envelope, RunDropped, now_ms, split_run_path, uuid7
+from icecore.errors import Invalid, ServerUnreachable, Unauthenticated
+from icecore.events import Envelope, RunDropped, RunStarted, now_ms, split_run_path, uuid7
 from icecore.segments import (
+    Mark,
     Scan,
     SpoolReader,
     adopt,
@@ -122,7 +123,11 @@ def send_spool(folder: Path, sender: Sender) -> Iterator[Synced]:
         run = str(read_meta(folder).get("run", ""))
         reader = SpoolReader(folder)
         while True:
+            at_start = reader.at == Mark(0, 0)
             batch = reader.read(None, EVENTS_MOST, BYTES_MOST)
+            lost_start = at_start and reader.scan.corrupt > 0 and batch.frames and not _starts(batch.frames[0])
+            if lost_start and (again := _start_again(folder, run)) and not sender.send(again):
+                return
             if batch.frames and not sender.send(batch.frames):
                 return
             write_acked(folder, batch.end)
@@ -156,6 +161,25 @@ def _tell(run: str, scan: Scan, sender: Sender) -> bool:
     ts = now_ms()
     envelope = Envelope(uuid7(ts), event.TYPE, event.VERSION, uuid7(ts), 0, ts)
     return sender.send([frame(envelope, encode_event(event))])
+
+
+def _starts(data: bytes) -> bool:
+    return decode_envelope(data.split(b"\n", 1)[0]).type == RunStarted.TYPE
+
+
+def _start_again(folder: Path, run: str) -> list[bytes]:
+    """The `run.started` that a damaged first frame held, as far as it is known: else the run would be nowhere.
+
+    It is the same producer's event 0, so should the real one turn up the two count as one.
+    """
+    try:
+        split_run_path(run)
+    except Invalid:  # a damaged meta.json as well
+        return []
+    started = int(read_meta(folder).get("created", 0)) or now_ms()
+    event = RunStarted(run=plain(run), started_ts=started)
+    envelope = Envelope(uuid7(started), event.TYPE, event.VERSION, folder.name, 0, started)
+    return [frame(envelope, encode_event(event))]
 
 
 def _is_new(folder: Path) -> bool:

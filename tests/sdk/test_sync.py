@@ -109,3 +109,18 @@ def test_refused_events_stay_with_the_servers_words(server, home):
     assert (result.refused, result.done) == (1, True)
     assert len(server.rows()) == 10
     assert [path.suffix for path in sorted((folder / "refused").iterdir())] == [".event", ".why"]
+
+
+def test_a_run_whose_first_frame_is_damaged_is_still_there(server, home):
+    """A damaged first frame held the run's start: it is made again from the spool's own words, before the rest."""
+    offline_run("r")
+    (folder,) = spools(home / "spool")
+    segment = folder / "000001.seg"
+    data = bytearray(segment.read_bytes())
+    data[20] ^= 0xFF
+    segment.write_bytes(data)
+    (result,) = sync(home, server.url, server.key)
+
+    assert result.corrupt == 1
+    assert [event.run for event in server.events(RunStarted)] == ["ada/p/r"]
+    assert len(server.rows()) == 10
