@@ -158,10 +158,10 @@ class JsonClient:
                     method, target, body=data, headers=headers, preload_content=False, redirect=False
                 )
             except urllib3.exceptions.NewConnectionError as error:
-                raise unreachable(self.url, error) from error
+                raise unreachable(self.url, error) from None
             except urllib3.exceptions.HTTPError as error:  # a kept connection that the server has closed
                 if attempt == 2 or method != "GET" or isinstance(error, urllib3.exceptions.TimeoutError):
-                    raise unreachable(self.url, error) from error
+                    raise unreachable(self.url, error) from None
         raise AssertionError("the second attempt returns or raises")
 
     def _explain(self, error: IcecoreError) -> IcecoreError:
