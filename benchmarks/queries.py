@@ -19,7 +19,7 @@ from icecore_api.queries.formats import encode
 from icecore_api.queries.points import SeriesNumbers, find_runs, snapshot
 from icecore_api.queries.series import Question, lines
 from icecore_projections import compaction
-from icecore_projections.schema import INDEXES, TABLES, run_number
+from icecore_projections.schema import INDEXES, definitions, run_number
 
 SHORT_RUNS, LONG_RUNS, KEYS, PIECES = 900, 10, 10, 20
 SHORT_POINTS, LONG_POINTS = 10_000, 100_000
@@ -39,8 +39,8 @@ def run(scale: float) -> list[Result]:
 
 def build(con: duckdb.DuckDBPyConnection, scale: float) -> list[str]:
     """Fill the tables as the folds would; the paths of the runs, long ones last."""
-    for name, columns in TABLES.items():
-        con.execute(f"CREATE TABLE {name} ({columns})")
+    for statement in definitions():
+        con.execute(statement)
     paths = [f"bench/charts/run-{i}" for i in range(SHORT_RUNS + LONG_RUNS)]
     numbers = np.array([run_number(path) for path in paths], np.int64)
     points = np.repeat([SHORT_POINTS, LONG_POINTS], [SHORT_RUNS * KEYS, LONG_RUNS * KEYS])
@@ -57,8 +57,7 @@ def build(con: duckdb.DuckDBPyConnection, scale: float) -> list[str]:
     rng = np.random.default_rng(0)
     for piece in range(PIECES):
         filled = _points(series, (points * piece // PIECES, points * (piece + 1) // PIECES), piece, rng)
-        _insert(con, "points_cold", filled)
-        _insert(con, "points_rollup", compaction.rollup(filled))
+        compaction.put(con, "points", filled)
     for cycle in range(25):  # runs take turns: each flush has a few points of every series
         begin, end = (points + points * part // (PIECES * 50) for part in (cycle, cycle + 1))
         _insert(con, "points_hot", _points(series, (begin, end), PIECES + cycle, rng))

@@ -21,7 +21,7 @@ from icecore_api.deps import Deadline, Reading
 from icecore_api.queries.run_answers import run_answers
 from icecore_api.queries.runs import Question, find
 from icecore_projections.folds.run_row import RunRow
-from icecore_projections.schema import INDEXES, TABLES
+from icecore_projections.schema import INDEXES, definitions
 
 RUNS, CONFIG, SUMMARY, ROUNDS = 100_000, 58, 41, 15
 NOW = 1_800_000_000_000
@@ -41,8 +41,8 @@ def run(scale: float) -> list[Result]:
 
 def build(con: duckdb.DuckDBPyConnection, runs: int) -> None:
     """Runs with 58 config values and 41 metrics each."""
-    for name, table in TABLES.items():
-        con.execute(f"CREATE TABLE {name} ({table})")
+    for statement in definitions():
+        con.execute(statement)
     rng = np.random.default_rng(0)
     config = {
         "lr": 10 ** rng.uniform(-5, -1, runs),

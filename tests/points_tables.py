@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from icecore_projections import compaction
-from icecore_projections.schema import TABLES, run_number
+from icecore_projections.schema import definitions, run_number
 
 
 class Point(NamedTuple):
@@ -39,8 +39,8 @@ class Tables:
     series: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, columns in TABLES.items():
-            self.con.execute(f"CREATE TABLE {name} ({columns})")
+        for statement in definitions():
+            self.con.execute(statement)
 
     def run(self, path: str, *, off: int = 0, deleted: bool = False, **fields: Any) -> None:
         """Add a run, as the ledger's fold would."""

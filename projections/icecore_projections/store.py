@@ -25,7 +25,7 @@ from icecore.log import EventLog
 from icecore.position import Place, Token
 from icecore_projections import compaction
 from icecore_projections.folds import Changes
-from icecore_projections.schema import FORMAT, INDEXES, TABLES
+from icecore_projections.schema import FORMAT, INDEXES, TABLES, definitions
 
 CHECKPOINT_BYTES: Final = "256MB"
 """How large the write-ahead log may grow: small enough to be read again within a second or two after a kill."""
@@ -322,15 +322,16 @@ class Store:
                     _with(self._writer, rows.rows, _delete(table, rows.key))
                 verb = "INSERT OR REPLACE" if table in _KEYED else "INSERT"
                 _with(self._writer, rows.rows, f"{verb} INTO {table} BY NAME FROM batch")
+        full = False
         for table, tables in changes.append.items():
-            _with(self._writer, pa.concat_tables(tables), f"INSERT INTO {table} BY NAME FROM batch")
-            kind = table.removesuffix("_hot")
+            joined, kind = pa.concat_tables(tables), table.removesuffix("_hot")
+            if kind in hot and compaction.is_full(hot[kind], joined.num_rows):
+                compaction.compact(self._writer, kind, joined)
+                hot[kind], full = 0, True
+                continue
+            _with(self._writer, joined, f"INSERT INTO {table} BY NAME FROM batch")
             if kind in hot:
-                hot[kind] += sum(rows.num_rows for rows in tables)
-        full = [kind for kind, rows in hot.items() if rows >= compaction.PIECE_ROWS]
-        for kind in full:
-            compaction.compact(self._writer, kind)
-            hot[kind] = 0
+                hot[kind] += joined.num_rows
         self._put_offsets(offsets)
         self._writer.commit()
         self.hot = hot
@@ -400,8 +401,8 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, log_id: str, *, readonl
     tables = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     if not tables and not readonly:
         con.begin()
-        for name, columns in TABLES.items():
-            con.execute(f"CREATE TABLE {name} ({columns})")
+        for statement in definitions():
+            con.execute(statement)
         for name, columns in INDEXES.items():
             con.execute(f"CREATE INDEX {name} ON {columns}")
         con.execute("INSERT INTO meta VALUES ('format', ?), ('log_id', ?)", [str(FORMAT), log_id])

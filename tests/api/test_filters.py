@@ -18,7 +18,7 @@ from icecore_api.deps import Deadline, Reading
 from icecore_api.queries.filters import parse_filters
 from icecore_api.queries.runs import Question, find
 from icecore_projections.folds.run_row import RunRow, values
-from icecore_projections.schema import INDEXES, TABLES
+from icecore_projections.schema import INDEXES, definitions
 
 NOW = 1_800_000_000_000
 SILENT = NOW - 300_000
@@ -37,8 +37,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def reading() -> Iterator[Reading]:
     """A store's tables with the runs above; the metrics of `a` and `e` say loss 2.0."""
     con = duckdb.connect()
-    for name, columns in TABLES.items():
-        con.execute(f"CREATE TABLE {name} ({columns})")
+    for statement in definitions():
+        con.execute(statement)
     for name, where in INDEXES.items():
         con.execute(f"CREATE INDEX {name} ON {where}")
     con.execute("INSERT INTO offsets VALUES ('ledger', 0, 1000, 0)")

@@ -257,7 +257,7 @@ def test_too_many_points_in_full_are_refused() -> None:
     tables = Tables()
     tables.run("e/p/r0")
     tables.log([Point("e/p/r0", "metric", "k", 0, STARTED, 0.0, 0)])
-    tables.con.execute(f"INSERT INTO points_cold SELECT 0, i, {STARTED}, 1, 1 FROM range(5000001) t(i)")
+    tables.con.execute(f"INSERT INTO points_sorted SELECT 0, i, {STARTED}, 0, 0, 1, NULL, 1 FROM range(5000001) t(i)")
     tables.finish()
 
     with pytest.raises(TooLarge) as caught:

@@ -6,7 +6,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from icecore.position import Place
 from icecore_projections import compaction
 from icecore_projections.folds import Changes
+from icecore_projections.schema import definitions
 from icecore_projections.store import Store
 
 PLACE = Place("metrics", 0)
@@ -81,6 +84,36 @@ def test_extreme_steps_are_sorted_too(store: Store) -> None:
     assert rows(store, "SELECT step FROM points_cold ORDER BY rowid") == [(high,), (0,), (low,)]
 
 
+_WHOLE = st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1), st.integers(2**30 - 2, 2**30 + 2))
+_TIME = st.one_of(st.integers(0, 3_000_000_000_000), st.integers(-(2**63), 2**63 - 1))
+_VALUE = st.one_of(st.floats(width=32), st.floats(), st.just(-0.0))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), _WHOLE, _TIME, _VALUE), min_size=1, max_size=40))
+def test_a_piece_gives_every_point_back_as_it_was(given_points: list[tuple[int, int, int, float]]) -> None:
+    """Lines and narrow values change nothing: steps, times and values of any size come out bit for bit, in order."""
+    series, step, ts, value = ([point[i] for point in given_points] for i in range(4))
+    columns: dict[str, Any] = {
+        "series": np.array(series, np.int32) * 256,
+        "step": np.array(step, np.int64),
+        "ts": np.array(ts, np.int64),
+        "value": np.array(value, np.float64),
+        "off": np.arange(len(step)),
+    }
+    with contextlib.closing(duckdb.connect()) as con:
+        for statement in definitions():
+            con.execute(statement)
+        compaction.put(con, "points", columns)
+        found = con.execute("SELECT series, step, ts, value, off FROM points_cold ORDER BY rowid").to_arrow_table()
+    expected = np.lexsort((columns["off"], np.where(np.array(series) % 2, ~columns["step"], columns["step"]), series))
+    for name in ("series", "step", "ts", "off"):
+        assert found[name].to_pylist() == columns[name][expected].tolist()
+    back, put_in = found["value"].to_numpy(), columns["value"][expected]
+    assert (np.isnan(back) == np.isnan(put_in)).all()
+    there = ~np.isnan(back)
+    assert back[there].tobytes() == put_in[there].tobytes()
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 200)), min_size=1, max_size=6))
 def test_the_rollup_says_what_its_points_say(sizes: list[tuple[int, int]]) -> None:
     """Each bucket is 64 consecutive points of a series, the last one fewer; least, most and sum leave NaN out."""
@@ -108,12 +141,12 @@ def test_the_rollup_says_what_its_points_say(sizes: list[tuple[int, int]]) -> No
 
 def test_a_full_hot_table_becomes_a_piece_in_the_commit_that_fills_it(store: Store) -> None:
     """Five million rows are the mark; what was there and what came with the batch go together."""
-    n = compaction.PIECE_ROWS // 2
-    for turn in range(2):
+    n = compaction.PIECE_ROWS // 4
+    for turn in range(4):
         put(store, points([0] * n, list(range(turn * n, turn * n + n)), [0.0] * n), turn + 1)
     assert store.hot["points"] == 0
-    assert rows(store, "SELECT count(*), min(step), max(step) FROM points_cold") == [(2 * n, 0, 2 * n - 1)]
-    assert rows(store, "SELECT sum(n), count(*) FROM points_rollup") == [(2 * n, -(-2 * n // 64))]
+    assert rows(store, "SELECT count(*), min(step), max(step) FROM points_cold") == [(4 * n, 0, 4 * n - 1)]
+    assert rows(store, "SELECT sum(n), count(*) FROM points_rollup") == [(4 * n, -(-4 * n // 64))]
 
 
 def test_a_reader_sees_whole_commits_while_pieces_move(store: Store) -> None:
