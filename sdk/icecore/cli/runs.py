@@ -213,14 +213,19 @@ def console(path: str, follow: bool, tail: int | None, search: str | None, strea
     if as_json:
         print_json({"path": found.path, "lines": [line for page in lines for line in page]})
         return
-    while True:
-        for page in lines:
-            for line in page:
-                click.echo(clean(line["text"], colours=on_terminal()), err=line["stream"] == "stderr")
-        if not follow or found.state != "running":
-            return
+    _print_lines(lines)
+    while follow and found.state == "running":
         time.sleep(FOLLOW_S)
         found.load(force=True)
+        if found.state != "running":
+            api.client.catch_up()  # lines are folded apart from the run's end, and its last ones may be behind it
+        _print_lines(lines)
+
+
+def _print_lines(pages: _Pages) -> None:
+    for page in pages:
+        for line in page:
+            click.echo(clean(line["text"], colours=on_terminal()), err=line["stream"] == "stderr")
 
 
 class _Pages:

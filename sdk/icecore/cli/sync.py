@@ -9,6 +9,7 @@ import click
 
 from icecore.cli.output import examples, json_option, print_json, table, terminal
 from icecore.errors import Unauthenticated
+from icecore.http import JsonClient
 from icecore.settings import Settings
 from icecore.sync import Synced
 from icecore.sync import sync as send_all
@@ -37,6 +38,10 @@ def sync(folder: Path | None, patience: float, as_json: bool) -> int:
             status.update(f"sending {synced.run}: {synced.events} events, {synced.bytes} bytes")
 
         results = send_all(folder or settings.dir, settings.url, settings.key, tell, patience=patience)
+        if results:
+            # a read waits until what this process sent is folded: the next command must find the runs
+            status.update("waiting until the server shows it …")
+            JsonClient(settings.url, settings.key, patience).ask("GET", "projects")
     wrong = any(result.corrupt or result.refused or not result.done for result in results)
     if as_json:
         print_json({"url": settings.url, "spools": [asdict(result) for result in results]})
