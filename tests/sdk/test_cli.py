@@ -20,7 +20,7 @@ from icecore.cli import EXIT_CODES
 from icecore.cli.chart import line_chart, spark
 from icecore.cli.docs import client_command_names, render
 from icecore.cli.group import SERVER_COMMANDS
-from icecore.cli.output import clean
+from icecore.cli.output import clean, shown
 from servers import clean_env
 
 RUN: dict[str, Any] = {
@@ -259,12 +259,27 @@ def test_history_in_a_pipe(icecore: Any) -> None:
     assert "12 of 50 rows" in done.stderr
 
 
+def test_history_says_which_keys_have_no_values(icecore: Any) -> None:
+    """A key without a value is named, with the keys that the run has."""
+    done = icecore("history", "e/p/r0", "--keys", "lost,loss")
+
+    assert "no values of lost; the run has loss" in done.stderr
+
+
 def test_console_follow_ends_with_the_run(icecore: Any) -> None:
     """--follow prints every line once, to the stream it came from, until the run has ended."""
     done = icecore("console", "e/p/r0", "--follow")
 
     assert done.stdout == "line 0\nred end\n"
     assert done.stderr == "line 1\n"
+
+
+def test_console_follow_ends_with_the_last_line(icecore: Any, said: AnsweringServer) -> None:
+    """Once the run has ended, its console is read as far as the log goes, though the end was folded first."""
+    icecore("console", "e/p/r0", "--follow")
+
+    pages = [asked for asked in said.asked if asked.path.endswith("/console")]
+    assert pages[-1].headers.get("icecore-position") == "ledger:0:3"
 
 
 def test_log_tail_and_show(icecore: Any) -> None:
@@ -427,6 +442,24 @@ def test_nothing_is_drawn_of_nothing() -> None:
     assert line_chart({"a": [(0.0, float("nan"))], "b": []}) == []
     assert spark([]) == ""
     assert spark([0.0, 1.0, float("nan"), 0.5]) == "▁█ ▅"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (123_456_789.0, "123456789"),
+        (1_795_261_057.276, "1795261057"),
+        (0.123456789, "0.12346"),
+        (12.5, "12.5"),
+        (-0.0, "-0"),
+        (1e300, "1e+300"),
+        (float("-inf"), "-inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_count_keeps_its_digits(value: float, text: str) -> None:
+    """Integers and times are shown whole, other numbers to five digits."""
+    assert shown(value) == text
 
 
 def test_text_cannot_steer_the_terminal() -> None:

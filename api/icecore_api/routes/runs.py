@@ -117,7 +117,7 @@ def _one(reading: Reading, at: RunPath, *, deleted: bool = False) -> dict[str, A
     answers = run_answers(reading, [number], deleted=True)
     hidden = reading.cursor.execute("SELECT deleted FROM current_runs WHERE run = $run", {"run": number}).fetchone()
     if not answers or answers[0]["path"] != at.path or hidden is None:
-        raise NotFound(f"no such run: {at.path!r}", hint="GET /api/v1/runs/ENTITY/PROJECT lists them")
+        raise NotFound(f"no such run: {at.path!r}", hint=f"`icecore runs {at.entity}/{at.project}` lists them")
     if hidden[0] and not deleted:
         raise NotFound(f"run {at.path!r} is deleted", hint="POST …/restore brings it back", deleted=True)
     return answers[0]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 
 from icecore.api import Api
-from icecore.cli.output import draw, examples, json_option, on_terminal, print_json, table, terminal
+from icecore.cli.output import clean, draw, examples, json_option, on_terminal, print_json, table, terminal
 from icecore.errors import NotFound, UsageError
 from icecore.readout import CLOCK, thin
 
@@ -71,6 +71,11 @@ def history(
         print_json({"path": found.path, "rows": rows})
         return
     _show(found.name or found.id, rows, chosen)
+    absent = [key for key in chosen or [] if not any(key in row for row in rows)]
+    if absent:
+        others = [] if system else [name for name in found.summary if not name.startswith("_")][:ROWS_SHOWN]
+        has = f"; the run has {', '.join(others)}" if others else ""
+        click.echo(clean(f"no values of {', '.join(absent)}{has}"), err=True)
 
 
 def _show(name: str, rows: list[dict[str, Any]], chosen: list[str] | None) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from icecore.cli.chart import Points
 
+EXACT: Final = 1e15
+"""Below it a float64 holds every integer."""
 COLOURS: Final = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;:]*m")
@@ -115,7 +117,9 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.5g}"
+        if value.is_integer() and abs(value) < EXACT:
+            return f"{value:.0f}"  # a count of tokens or bytes, of which every digit is known
+        return f"{value:.10g}" if 1e4 <= abs(value) < EXACT else f"{value:.5g}"
     if isinstance(value, dict | list):
         return orjson.dumps(value, default=str).decode()
     return str(value)
