@@ -69,4 +69,6 @@ def test_make_demo_works(tmp_path: Path, server: Server) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "each once" in done.stdout
     assert "val/accuracy" in done.stdout
-    assert "What to try next" in done.stdout
+    advice = done.stdout.partition("What to try next")[2]
+    assert f"icecore up --data {tmp_path / 'data'}" in advice, "the server ended with the demo"
+    assert "/login#" not in advice, "nothing answers there any more"

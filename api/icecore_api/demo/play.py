@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import Progress
@@ -183,7 +185,8 @@ def play(data: Path, host: str, port: int, *, stay: bool) -> None:
         console.print(f"  killed, resumed and offline runs: all {STEPS} steps are there, each once\n")
         show(demo, api, f"{entity}/{demo.project}")
         console.print(f"\n{len(grid()) + 2} runs in {time.monotonic() - began:.0f} s. What to try next:")
-        for line in next_steps(words, f"{entity}/{demo.project}"):
+        again = [] if stay else serve_again(words, data)
+        for line in (*again, *next_steps(words, f"{entity}/{demo.project}", stay)):
             console.print(f"  {line}", soft_wrap=True)
         if stay:
             console.print("\nserving until Ctrl-C …")
@@ -211,11 +214,19 @@ def show(demo: Demo, api: Api, path: str) -> None:
         demo.console.print()
 
 
-def next_steps(words: Mapping[str, Any], path: str) -> Iterator[str]:
-    """What a person may try next."""
+def serve_again(words: Mapping[str, Any], data: Path) -> Iterator[str]:
+    """How to have the server back that ends with the demo: where it was, so that the saved key is the one for it."""
+    where = urlsplit(words["url"])
+    host = "" if where.hostname == "127.0.0.1" else f" --host {where.hostname}"
+    yield f"icecore up --data {shlex.quote(str(data))}{host} --port {where.port}   (the server ended with the demo)"
+
+
+def next_steps(words: Mapping[str, Any], path: str, serving: bool) -> Iterator[str]:
+    """What a person may try next; the link to log in is of no use where nothing is `serving`."""
     if words["url"] != URL_DEFAULT:
         yield f"export ICECORE_URL={words['url']}"
-    yield f"open   {words['login_url']}"
+    if serving:
+        yield f"open   {words['login_url']}"
     yield f'icecore runs {path} --filter \'{{"config.lr": {{"$gte": 0.1}}}}\''
     yield f"icecore run {path}/killed"
     yield f"icecore history {path}/killed --out killed.parquet"
