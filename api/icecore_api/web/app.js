@@ -87,27 +87,45 @@ async function drawCharts(charts, runs, keys) {
   }
 }
 
-function extent(values) {
+/** The least and the greatest finite value; Infinity and -Infinity where there is none. */
+function ends(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+  return [low, high];
+}
+
+/** What an axis spans: never nothing, so that one point lies in the middle. */
+function extent(values) {
+  const [low, high] = ends(values);
   return low < high ? [low, high] : [low - 0.5, low + 0.5];
+}
+
+/** The ends in words, which are those of the values and not of the axis. */
+function between(values) {
+  const [low, high] = ends(values);
+  return low > high ? "no finite value" : low === high ? String(short(low)) : `${short(low)} … ${short(high)}`;
 }
 
 function chart(key, lines, paths) {
   const values = (line) => line.mean ?? line.last ?? line.y;
-  const [left, right] = extent(lines.flatMap((line) => line.x));
-  const [low, high] = extent(lines.flatMap(values));
+  // a bucket's mean lies inside of what was logged: the ends are those of the points themselves
+  const steps = lines.flatMap((line) => [...line.x, ...(line.x_last ?? [])]);
+  const logged = lines.flatMap((line) => [...values(line), ...(line.min ?? []), ...(line.max ?? [])]);
+  const [left, right] = extent(steps);
+  const [low, high] = extent(logged);
   const picture = make("svg", { viewBox: "0 0 420 220", preserveAspectRatio: "none", role: "img", "aria-label": key });
   for (const line of lines) {
     let pen = "M", path = "";
     values(line).forEach((value, i) => {
       if (!Number.isFinite(value)) { pen = "M"; return; }  // a hole where the value is NaN
       path += `${pen}${(10 + (400 * (line.x[i] - left)) / (right - left)).toFixed(1)},${(210 - (200 * (value - low)) / (high - low)).toFixed(1)}`;
+      const alone = [i - 1, i + 1].every((beside) => !Number.isFinite(values(line)[beside]));
+      if (alone) path += "m-3,0h6";  // what has no neighbour to draw a line to is a dash
       pen = "L";
     });
     picture.append(make("path", { d: path, stroke: COLOURS[paths.indexOf(line.run) % COLOURS.length] }, make("title", {}, line.run)));
   }
-  return make("figure", {}, make("figcaption", {}, key), picture, make("div", {}, `${short(low)} … ${short(high)}, steps ${short(left)} … ${short(right)}`));
+  return make("figure", {}, make("figcaption", {}, key), picture, make("div", {}, `${between(logged)}, steps ${between(steps)}`));
 }
 
 async function show() {
