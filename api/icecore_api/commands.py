@@ -241,6 +241,9 @@ def dead_letters(replay: bool, as_json: bool) -> int:
     else:
         from icecore.cli.output import table, terminal
 
+        if not found["dead_letters"]:
+            click.echo("none: every record was folded")
+            return 0
         rows = [
             [f"{d['stream']}:{d['part']}:{d['off']}", d["type"], d["key"], d["reason"]] for d in found["dead_letters"]
         ]

@@ -104,6 +104,8 @@ class Demo:
                     running.remove(process)
                     progress.advance(bar)
                     self.expect_success(process)
+                    if not self.console.is_terminal:  # no bar there: a line now and then instead of silence
+                        self.console.print(f"  trained {len(jobs) - len(waiting) - len(running)} of {len(jobs)} models")
                 time.sleep(0.02)
 
     def expect_success(self, process: subprocess.Popen[bytes]) -> None:

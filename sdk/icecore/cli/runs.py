@@ -137,7 +137,7 @@ def _runs_table(listed: Sequence[Run], key: str, curves: dict[str, Points], widt
     others = [name for name in _telling([run.summary for run in listed]) if name != key and not name.startswith("_")]
     summaries = [*([key] if key else []), *others][:COLUMNS_MOST]
     drawn = [f"{key} ~"] if curves else []
-    head = ["name", "id", "state", *drawn, *summaries[:1], *configs, *summaries[1:], "steps", "runtime", "created"]
+    head = ["name", "id", "state", *drawn, *summaries[:1], *configs, *summaries[1:], "last step", "runtime", "created"]
     rows: list[list[object]] = []
     for run in listed:
         values = [run.summary.get(name) for name in summaries]
@@ -154,7 +154,7 @@ def _runs_table(listed: Sequence[Run], key: str, curves: dict[str, Points], widt
         )
     fits = fitting(head, rows, width, kept=3)
     shown_rows = [[row[index] for index in fits] for row in rows]
-    return table([head[index] for index in fits], shown_rows, right=["runtime", "steps", *configs, *summaries])
+    return table([head[index] for index in fits], shown_rows, right=["runtime", "last step", *configs, *summaries])
 
 
 def _telling(documents: Sequence[Any]) -> list[str]:
