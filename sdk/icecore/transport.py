@@ -28,6 +28,7 @@ from icecore.errors import (
 from icecore.http import note_position
 from icecore.limits import most
 from icecore.notes import warn
+from icecore.settings import load_credentials
 
 if TYPE_CHECKING:
     import urllib3
@@ -36,6 +37,8 @@ EVENTS_MOST: Final = most("request_events")
 BYTES_MOST: Final = most("request_bytes") - 64 * 1024
 PAUSE_FIRST: Final = 0.5
 PAUSE_MOST: Final = 60.0
+PAUSE_KEY: Final = 2.0
+"""Between looks for a saved key, where there is none yet."""
 RETRY_AFTER_MOST: Final = 600.0
 
 _REFUSALS: Final = frozenset({400, 409, 413, 422})
@@ -92,7 +95,22 @@ class Transport:
             response = self._request("POST", "events", self._timeouts, headers, body)
         except OSError as error:
             return Answer("unreachable", _words_of(error))
-        return self._judge(response)
+        answer = self._judge(response)
+        if answer.kind == "unauthorised" and self._take_saved_key():
+            return self.send(frames)
+        return answer
+
+    @property
+    def has_key(self) -> bool:
+        """Whether there is a key to send."""
+        return bool(self._headers)
+
+    def _take_saved_key(self) -> bool:
+        """Whether a key was saved since: by a server that first started, or a login, after this process did."""
+        key = "" if self._headers else load_credentials(self.url).get("api_key", "")
+        if key:
+            self._headers = {"Authorization": f"Bearer {key}"}
+        return bool(key)
 
     def _request(
         self, method: str, path: str, timeouts: tuple[float, float], headers: dict[str, str], body: bytes | None = None
@@ -331,7 +349,7 @@ class Sender:
                 f"{self.transport.url} does not take the key: {answer.words}. Data is kept on disk; "
                 "`icecore login` saves a key, then `icecore sync` sends it",
             )
-            return PAUSE_MOST * (0.5 + self.random() / 2)
+            return (PAUSE_MOST if self.transport.has_key else PAUSE_KEY) * (0.5 + self.random() / 2)
         if self._failures == 1 and answer.kind == "unreachable":
             self.say_once(
                 "unreachable",

@@ -11,6 +11,7 @@ import icecore
 import icecore.sync
 from icecore.errors import ServerUnreachable, Unauthenticated
 from icecore.events import ConsoleLogged, RunFinished
+from icecore.settings import save_credentials
 from icecore.testing.server import RecordingServer
 from icecore.transport import Answer, Sender, Transport, _retry_after
 
@@ -175,3 +176,13 @@ def test_logging_is_not_held_up_by_a_server_that_hangs(home, monkeypatch):
         logged = time.monotonic() - begun
         run.finish()
     assert logged < 3
+
+
+def test_a_key_that_is_saved_later_is_taken_up(server, home, monkeypatch):
+    """A process that began before there was a key finds the one that a first `icecore up` saved meanwhile."""
+    monkeypatch.delenv("ICECORE_API_KEY")
+    with icecore.init(project="p", id="early") as run:
+        run.log({"a": 1})
+        save_credentials(server.url, server.key, "owner")
+
+    assert len(server.rows()) == 1
