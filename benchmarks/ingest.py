@@ -19,7 +19,7 @@ from icecore.codec import frame
 from icecore.events import Envelope, uuid7
 
 KEYS = 10
-CONNECTIONS = 16
+CONNECTIONS = 32
 SPREAD = 500
 """Distinct bodies a connection sends in turn, so that compression and caches see real variety."""
 

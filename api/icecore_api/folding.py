@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from icecore.errors import StoreDamaged
 from icecore_ingest.logs.sqlite import SQLiteLog
@@ -18,6 +19,7 @@ from icecore_projections.runner import Runner
 from icecore_projections.store import Store
 
 T = TypeVar("T")
+NICE: Final = 10
 
 
 class Folding:
@@ -98,6 +100,9 @@ class Folding:
         before.close()
 
     def _run(self) -> None:
+        # what is accepted must not wait for what is folded: the gateway goes first where cores are short
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._fold())
 

@@ -17,7 +17,7 @@ from icecore.codec import decode_event, encode_event
 from icecore.errors import BadRequest, LogCorrupt, LogError, Unauthenticated
 from icecore.events import Envelope, Event, SessionOpened, UserCreated, now_ms, uuid7
 from icecore.log import EventLog, Record, StoredRecord
-from icecore.position import LEDGER, METRICS, Place, Token
+from icecore.position import LEDGER, METRICS, NEVER, Place, Token
 from icecore_ingest import identity
 from icecore_ingest.identity import IDENTITY_TYPES, IdentityState, Principal, new_key, sha256_hex
 
@@ -27,7 +27,6 @@ SNAPSHOT_EVERY: Final = 10_000
 """Ledger records after which a new snapshot is worth writing although no identity changed."""
 OWNER: Final = "owner"
 
-_NEVER: Final = 1 << 62
 _WAIT_S: Final = 10.0
 _RETRY_S: Final = 0.5
 
@@ -130,7 +129,7 @@ class Identities:
 
     async def follow(self) -> None:
         """Keep up with the ledger until cancelled. A log that cannot be read is tried again."""
-        others = {Place(METRICS, partition): _NEVER for partition in range(self._log.partitions[METRICS])}
+        others = {Place(METRICS, partition): NEVER for partition in range(self._log.partitions[METRICS])}
         while True:
             try:
                 await self.catch_up()

@@ -20,7 +20,7 @@ from icecore.codec import decode_event, parse_json
 from icecore.errors import LogError, StoreDamaged, StoreError
 from icecore.events import NEWEST, Event, MetricsLogged, SystemLogged
 from icecore.log import Batch, EventLog, StoredRecord
-from icecore.position import LEDGER, Place, Token
+from icecore.position import LEDGER, NEVER, Place, Token
 from icecore_projections.dedupe import Dedupe
 from icecore_projections.folds import Applied, Changes, Rows
 from icecore_projections.poison import Dead, Guard, PoisonDominatesError, said, sift
@@ -41,8 +41,6 @@ IDLE_S: Final = 3.0
 GATHER_S: Final = 0.5
 GATHERED: Final = 200
 """After a step of fewer records than this, wait so long for more: a few clients cost 2 commits a second at most."""
-
-_NEVER: Final = 1 << 62
 
 BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries after an unexpected failure; the last one goes on."""
@@ -293,7 +291,7 @@ class Runner:
 
         Anything in the ledger, which commands wait for, and any read that waits end it.
         """
-        others = {place: _NEVER for place in self._places if place.stream != LEDGER}
+        others = {place: NEVER for place in self._places if place.stream != LEDGER}
         ledger = Token({**self.store.token().as_dict(), **others})
         await _first_of(stop.wait(), self.store.wanted(), self.log.wait(ledger, self._gather_s))
 

@@ -10,6 +10,8 @@ from icecore.errors import BadRequest
 LEDGER: Final = "ledger"
 METRICS: Final = "metrics"
 STREAMS: Final = (LEDGER, METRICS)
+NEVER: Final = 1 << 62
+"""In a token given to `EventLog.wait`: this partition does not matter."""
 
 
 class Place(NamedTuple):

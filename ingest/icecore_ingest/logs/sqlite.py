@@ -21,7 +21,7 @@ from icecore.bell import Bell
 from icecore.codec import encode_envelope
 from icecore.errors import LogError, LogForeign, LogReadOnly
 from icecore.log import Batch, Record
-from icecore.position import STREAMS, Place, Position, Token
+from icecore.position import NEVER, STREAMS, Place, Position, Token
 from icecore_ingest.logs import failures
 from icecore_ingest.logs.reader import Reader
 from icecore_ingest.logs.segments import content_checksum, create_segment, list_segments, segment_at, sync_folder
@@ -41,16 +41,18 @@ class SQLiteLog:
     Each stream has one partition. Safe for many tasks, event loops and threads; not across a fork.
     """
 
-    def __init__(self, log_id: str, readers: dict[Place, Reader], writers: dict[Place, Writer], bell: Bell) -> None:
+    def __init__(
+        self, log_id: str, readers: dict[Place, Reader], writers: dict[Place, Writer], bells: dict[Place, Bell]
+    ) -> None:
         self._log_id = log_id
         self._readers = readers
         self._writers = writers
-        self._bell = bell
+        self._bells = bells
         self._partitions: Mapping[str, int] = MappingProxyType(dict.fromkeys(map(str, STREAMS), 1))
         self._threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="log-read")
         self._closed = False
-        self._end_seen: Token | None = None
-        self._end_changed = time.monotonic()
+        self._ends_seen: dict[Place, tuple[int, float]] = {}
+        """The end of each partition as it was last looked at, and when it was first seen there."""
 
     @classmethod
     def open(
@@ -76,7 +78,7 @@ class SQLiteLog:
         """
         places = [Place(stream, 0) for stream in STREAMS]
         log_id = read_id(folder) if readonly else _make(folder, places)
-        bell = Bell()
+        bells: dict[Place, Bell] = {}
         readers: dict[Place, Reader] = {}
         writers: dict[Place, Writer] = {}
         try:
@@ -89,7 +91,7 @@ class SQLiteLog:
                         _last_or_new(lane, place),
                         segment_size=segment_size,
                         lock_timeout=lock_timeout,
-                        committed=bell.ring,
+                        committed=bells.setdefault(place, Bell()).ring,
                     )
                 readers[place] = Reader(lane, place)
         except OSError as error:
@@ -98,7 +100,7 @@ class SQLiteLog:
         except BaseException:
             _close_all(readers, writers)
             raise
-        return cls(log_id, readers, writers, bell)
+        return cls(log_id, readers, writers, bells)
 
     @property
     def partitions(self) -> Mapping[str, int]:
@@ -155,21 +157,27 @@ class SQLiteLog:
         """Wait until the end is beyond `token` in some partition; False after `within` seconds.
 
         Appends of this process wake it at once; those of others are looked for every 2 ms, and every 25 ms when the
-        log has been quiet for a second.
+        log has been quiet for a second. A partition whose offset in `token` is `NEVER` costs nothing.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
+        places = [place for place in self._readers if token.next_offset(place) < NEVER]
         while True:
-            heard = self._bell.listen()
+            heard = {place: self._bells[place].listen() for place in places if place in self._bells}
             try:
-                if not token.covers(self._end()):
+                if any(self._look(place) > token.next_offset(place) for place in places):
                     return True
                 left = deadline - loop.time()
                 if left <= 0:
                     return False
-                await asyncio.wait((heard,), timeout=min(left, self._pause()))
+                pause = min(left, self._pause(places))
+                if heard:
+                    await asyncio.wait(heard.values(), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(pause)
             finally:
-                self._bell.forget(heard)
+                for place, future in heard.items():
+                    self._bells[place].forget(future)
 
     async def close(self) -> None:
         """Commit what is queued and let go of the files."""
@@ -179,16 +187,20 @@ class SQLiteLog:
             self._threads.shutdown()
 
     def _end(self) -> Token:
+        return Token({place: self._look(place) for place in self._readers})
+
+    def _look(self, place: Place) -> int:
+        """The next offset of a partition, and when it moved."""
         if self._closed:
             raise LogError("expected an open log, got a closed one")
-        end = Token({place: reader.end() for place, reader in self._readers.items()})
-        if end != self._end_seen:
-            self._end_seen, self._end_changed = end, time.monotonic()
+        end = self._readers[place].end()
+        if self._ends_seen.get(place, (-1, 0.0))[0] != end:
+            self._ends_seen[place] = end, time.monotonic()
         return end
 
-    def _pause(self) -> float:
-        quiet = time.monotonic() - self._end_changed
-        return min(max(quiet * _POLL_SHARE, _POLL_LEAST_S), _POLL_MOST_S)
+    def _pause(self, places: Sequence[Place]) -> float:
+        moved = max((self._ends_seen[place][1] for place in places), default=0.0)
+        return min(max((time.monotonic() - moved) * _POLL_SHARE, _POLL_LEAST_S), _POLL_MOST_S)
 
     def _reader(self, place: Place) -> Reader:
         if self._closed:
