@@ -46,19 +46,19 @@ def run_names(scale: float) -> tuple[list[str], list[str]]:
     return short, [f"bench/history/l{i}" for i in range(max(int(LONG_RUNS * scale), 1))]
 
 
-async def write_log(folder: Path, scale: float, kind: Kind = "doubles") -> int:
-    """Append the whole history to a new log. Returns the number of points."""
+async def write_log(folder: Path, scale: float, kind: Kind = "doubles", rows: int = ROWS) -> int:
+    """Append the whole history to a new log, `rows` steps an event. Returns the number of points."""
     log = SQLiteLog.open(folder)
     try:
         await log.append(LEDGER, [started(path) for paths in run_names(scale) for path in paths])
         producers: dict[str, tuple[str, int]] = {}
         points = 0
         batch: list[Record] = []
-        for path, first in interleaved(scale):
+        for path, first in interleaved(scale, rows):
             producer, seq = producers.get(path, (str(uuid.uuid4()), 0))
             producers[path] = (producer, seq + 1)
-            batch.append(record(path, producer, seq, first, kind))
-            points += ROWS * KEYS
+            batch.append(record(path, producer, seq, first, kind, rows))
+            points += rows * KEYS
             if len(batch) == 1000:
                 await log.append(METRICS, batch)
                 batch = []
@@ -69,16 +69,16 @@ async def write_log(folder: Path, scale: float, kind: Kind = "doubles") -> int:
         await log.close()
 
 
-def interleaved(scale: float) -> Iterator[tuple[str, int]]:
+def interleaved(scale: float, rows: int = ROWS) -> Iterator[tuple[str, int]]:
     """(run, first step) of each event, in an order in which all runs move on together."""
     short, long = run_names(scale)
-    per_short, per_long = SHORT_STEPS // ROWS, LONG_STEPS // ROWS
+    per_short, per_long = SHORT_STEPS // rows, LONG_STEPS // rows
     for turn in range(per_short):
         for path in short:
-            yield path, turn * ROWS
+            yield path, turn * rows
         for path in long:
             for part in range(per_long // per_short):
-                yield path, (turn * (per_long // per_short) + part) * ROWS
+                yield path, (turn * (per_long // per_short) + part) * rows
 
 
 def started(path: str) -> Record:
@@ -97,12 +97,12 @@ def started(path: str) -> Record:
     return Record(path, envelope, encode_event(event))
 
 
-def record(path: str, producer: str, seq: int, first: int, kind: Kind) -> Record:
-    """One event of 100 rows."""
-    draw = GENERATOR.random((KEYS, ROWS))
+def record(path: str, producer: str, seq: int, first: int, kind: Kind, rows: int = ROWS) -> Record:
+    """One event of `rows` steps."""
+    draw = GENERATOR.random((KEYS, rows))
     if kind == "floats":
         draw = draw.astype(np.float32).astype(np.float64)
-    steps = np.arange(first, first + ROWS)
+    steps = np.arange(first, first + rows)
     block = {
         "step": steps,
         "ts": START_MS + steps * 100 + random.randrange(50),
