@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import re
+import selectors
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from icecore.codec import frame
 from icecore.events import Envelope, uuid7
 
 KEYS = 10
-CONNECTIONS = 32
+CONNECTIONS = 64
+_LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 SPREAD = 500
 """Distinct bodies a connection sends in turn, so that compression and caches see real variety."""
 
@@ -31,6 +33,7 @@ class Load:
     requests: int
     seconds: float
     latencies_ms: list[float]
+    cpu_seconds: float
 
 
 def payload(run: str, first_step: int, rows: int) -> bytes:
@@ -47,62 +50,71 @@ def payload(run: str, first_step: int, rows: int) -> bytes:
 
 def generate(port: int, key: str, rows: int, requests: int, sent: multiprocessing.Queue[Load]) -> None:
     """Send requests of `rows` rows over keep-alive connections, each as soon as the one before is answered."""
-    loads: list[Load] = []
     plans = [_Connection(port, key, rows, requests // CONNECTIONS, f"bench/load/c{i}") for i in range(CONNECTIONS)]
-    threads = [threading.Thread(target=lambda plan=plan: loads.append(plan.send())) for plan in plans]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    latencies = [value for load in loads for value in load.latencies_ms]
-    sent.put(Load(sum(load.requests for load in loads), max(load.seconds for load in loads), latencies))
+    cpu = time.process_time()
+    began = time.perf_counter()
+    with selectors.DefaultSelector() as selector:
+        for plan in plans:
+            selector.register(plan.socket, selectors.EVENT_READ, plan)
+            plan.send()
+        while selector.get_map():
+            for ready, _ in selector.select():
+                plan = ready.data
+                if plan.receive() and not plan.send():
+                    selector.unregister(plan.socket)
+    seconds = time.perf_counter() - began
+    latencies = [value for plan in plans for value in plan.latencies_ms]
+    sent.put(Load(len(latencies), seconds, latencies, time.process_time() - cpu))
 
 
 class _Connection:
     """One keep-alive connection with its requests made beforehand: the generator must not be what is measured."""
 
     def __init__(self, port: int, key: str, rows: int, requests: int, run: str) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.latencies_ms: list[float] = []
+        self._answer = b""
+        self._sent_at = 0.0
         producer = str(uuid.uuid4())
         payloads = [payload(run, index * rows, rows) for index in range(min(requests, SPREAD))]
         head = f"POST /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\nContent-Length: "
-        self._requests = []
-        for seq in range(requests):
-            envelope = Envelope(
-                id=uuid7(), type="metrics.logged", v=1, producer=producer, seq=seq, ts_client=1_760_000_000_000
-            )
-            self._requests.append((head.encode(), frame(envelope, b""), payloads[seq % len(payloads)]))
+        self._requests = iter(
+            [_wire(head.encode(), producer, seq, payloads[seq % len(payloads)]) for seq in range(requests)]
+        )
 
-    def send(self) -> Load:
-        """Send every request and read every answer."""
-        latencies = []
-        began = time.perf_counter()
-        for head, envelope, body in self._requests:
-            wire = envelope[:-1] + body + b"\n"
-            at = time.perf_counter()
-            self._socket.sendall(head + str(len(wire)).encode() + b"\r\n\r\n" + wire)
-            answer = self._read()
-            if not answer.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"expected 200, got {answer[:300]!r}")
-            latencies.append((time.perf_counter() - at) * 1000)
-        return Load(len(self._requests), time.perf_counter() - began, latencies)
+    def send(self) -> bool:
+        """Send the next request; False when there is none left."""
+        pieces = next(self._requests, None)
+        if pieces is None:
+            return False
+        self._sent_at = time.perf_counter()
+        left = sum(map(len, pieces)) - self.socket.sendmsg(pieces)
+        if left:
+            self.socket.sendall(b"".join(pieces)[-left:])
+        return True
 
-    def _read(self) -> bytes:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += self._receive()
-        head, _, rest = data.partition(b"\r\n\r\n")
-        length = next(int(x[15:]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:"))
-        while len(rest) < length:
-            rest += self._receive()
-        return head + b"\r\n\r\n" + rest
-
-    def _receive(self) -> bytes:
-        chunk = self._socket.recv(65536)
+    def receive(self) -> bool:
+        """Read what has come of the answer; True when it is whole."""
+        chunk = self.socket.recv(65536)
         if not chunk:
             raise ConnectionError("expected an answer, got the end of the connection")
-        return chunk
+        self._answer += chunk
+        head, gap, rest = self._answer.partition(b"\r\n\r\n")
+        if not gap or len(rest) < int(_LENGTH.findall(head)[0]):
+            return False
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"expected 200, got {self._answer[:300]!r}")
+        self._answer = b""
+        self.latencies_ms.append((time.perf_counter() - self._sent_at) * 1000)
+        return True
+
+
+def _wire(head: bytes, producer: str, seq: int, body: bytes) -> tuple[bytes, bytes, bytes]:
+    """A request in pieces, the payload shared by many."""
+    envelope = Envelope(id=uuid7(), type="metrics.logged", v=1, producer=producer, seq=seq, ts_client=1_760_000_000_000)
+    line = frame(envelope, b"")[:-1]
+    return head + b"%d\r\n\r\n" % (len(line) + len(body) + 1) + line, body, b"\n"
 
 
 def measure(served: Served, points_a_request: int, points: int) -> Sequence[Result]:
@@ -132,7 +144,7 @@ def measure(served: Served, points_a_request: int, points: int) -> Sequence[Resu
             floor,
             "at least",
             f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; lag at the end {lag} records, gone after {behind:.1f} s; "
-            f"server {cpu / (load.seconds + behind):.2f} cores",
+            f"server {cpu / (load.seconds + behind):.2f} cores, generator {load.cpu_seconds / load.seconds:.2f}",
         ),
         Result(f"{name}, folded", total / (load.seconds + behind) / 1e6, "M points/s", None, "report", "store process"),
     ]
