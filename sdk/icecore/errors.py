@@ -25,8 +25,17 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
     |   |-- LogLocked           another process holds it
     |   |-- LogPoisoned         a write or fsync failed: no success until reopened
     |   |-- LogCorrupt          a record fails its checksum
-    |   |-- LogForeign          the file is not an icecore log
-    |   `-- LogTooNew           written by a newer icecore
+    |   |-- LogForeign          not an icecore log, or not the one it was
+    |   |-- LogTooNew           written by a newer icecore
+    |   |-- LogAway             no broker answers, or a partition has no leader
+    |   |-- LogNotReplicated    too few replicas are in sync to take anything
+    |   |-- LogUnsure           no answer in time: written or not
+    |   |-- LogBusy             as much waits to be written as may wait
+    |   |-- LogTooLarge   413   more than one append takes
+    |   |-- LogDenied           the brokers refuse this user, or its certificate or password
+    |   |-- LogTopicMissing     a topic is not there
+    |   |-- LogTruncated        records were deleted or lost
+    |   `-- LogDrift            a topic's settings could lose records
     `-- StoreError        503   the projection store cannot be used
         |-- StoreDamaged        set aside and rebuilt from the log
         |-- StoreTooNew         written by a newer icecore: set aside and rebuilt
@@ -205,7 +214,7 @@ class LogCorrupt(LogError):
 
 
 class LogForeign(LogError):
-    """The file is not an icecore log."""
+    """The file or topic is not an icecore log, or not the one it was."""
 
     code = "log_foreign"
 
@@ -214,6 +223,61 @@ class LogTooNew(LogError):
     """Written by a newer icecore."""
 
     code = "log_too_new"
+
+
+class LogAway(LogError):
+    """No broker answers, or a partition has no leader; it goes on by itself when there is one."""
+
+    code = "log_away"
+
+
+class LogNotReplicated(LogError):
+    """Too few replicas are in sync to take anything; it goes on by itself when they are back."""
+
+    code = "log_not_replicated"
+
+
+class LogUnsure(LogError):
+    """No answer in time: what was sent may be written or not. Sent again it is folded once, by (producer, seq)."""
+
+    code = "log_unsure"
+
+
+class LogBusy(LogError):
+    """As much waits to be written as may wait; nothing of this call was taken."""
+
+    code = "log_busy"
+
+
+class LogTooLarge(LogError):
+    """More than one append takes; `most` and `value` are in the facts, in bytes."""
+
+    status = 413
+    code = "log_too_large"
+
+
+class LogDenied(LogError):
+    """The brokers refuse this user, or its certificate or password."""
+
+    code = "log_denied"
+
+
+class LogTopicMissing(LogError):
+    """A topic is not there: not yet made, or deleted."""
+
+    code = "log_topic_missing"
+
+
+class LogTruncated(LogError):
+    """Records were deleted or lost; `stream`, `partition`, `offset` and `start` are in the facts."""
+
+    code = "log_truncated"
+
+
+class LogDrift(LogError):
+    """A topic's settings could lose records; `drift` in the facts lists setting, what it is and what it must be."""
+
+    code = "log_drift"
 
 
 class StoreError(IcecoreError):
