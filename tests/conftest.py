@@ -10,6 +10,8 @@ import pytest
 
 from servers import Server, running_server
 
+pytest_plugins = ("brokers",)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_user_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
