@@ -6,8 +6,9 @@ those of exactly the points whose x lies in its [x, x_last].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,10 @@ class Buckets:
         """Whether a bucket holds more than one point."""
         return bool((self.n > 1).any())
 
+    def part(self, first: int, last: int) -> Buckets:
+        """The buckets from `first` up to `last`, which is left out."""
+        return Buckets(*[getattr(self, name)[first:last] for name in Buckets.__slots__])
+
 
 def bucket_of(x: Array, span: Span, buckets: int) -> Array:
     """The bucket number, 0 to buckets - 1, of each x: `span` in equal widths. Never decreases where x does not."""
@@ -119,6 +124,31 @@ def span_of(curve: Curve) -> Span | None:
     return (curve.x[0].item(), curve.x[-1].item()) if len(curve.x) else None
 
 
+def bucket_starts(x: Array, span: Span, buckets: int) -> Array:
+    """Where each bucket that has entries begins in an ordered `x`, which is not empty: `span` in equal widths.
+
+    A search for each edge rather than a bucket number for each point: a chart has far fewer buckets than points.
+    """
+    low, high = span
+    if not high > low:
+        return np.zeros(1, np.int64)
+    inner = np.arange(1, buckets)
+    edges: Array
+    if x.dtype.kind == "i" and (int(high) - int(low)) * buckets < _EDGES_EXACT:
+        edges = int(low) - (-inner * (int(high) - int(low)) // buckets)
+    elif x.dtype.kind == "f" and np.isfinite(high - low):
+        edges = low + (high - low) * (inner / buckets)
+    else:
+        return np.flatnonzero(np.diff(bucket_of(x, span, buckets), prepend=-1))
+    found = np.empty(buckets + 1, np.int64)
+    found[0], found[1:-1], found[-1] = 0, x.searchsorted(edges), len(x)
+    return found[:-1][found[1:] > found[:-1]]
+
+
+_EDGES_EXACT: Final = 1 << 62
+"""Steps times buckets below this are cut in integers."""
+
+
 def reduce(curve: Curve, buckets: int | None, span: Span | None = None) -> Buckets:
     """The curve in at most `buckets` buckets of equal width over `span` (else over its own x).
 
@@ -129,8 +159,45 @@ def reduce(curve: Curve, buckets: int | None, span: Span | None = None) -> Bucke
     """
     if buckets is None or len(curve.x) <= buckets:
         return _every_entry(curve)
-    place = bucket_of(curve.x, span or span_of(curve) or (0, 0), buckets)
-    return gather(curve, np.flatnonzero(np.diff(place, prepend=-1)))
+    return gather(curve, bucket_starts(curve.x, span or span_of(curve) or (0, 0), buckets))
+
+
+def reduce_all(curves: Sequence[Curve], buckets: int | None) -> list[Buckets]:
+    """Each curve in at most `buckets` buckets over its own x, as by `reduce`.
+
+    Many short curves are gathered as one: what NumPy takes for a call is more than it takes for 100 numbers.
+    """
+    done: dict[int, Buckets] = {}
+    alike: dict[tuple[str, bool], list[int]] = {}
+    for index, curve in enumerate(curves):
+        if buckets is None or not _SINGLE > len(curve.x) > buckets:
+            done[index] = reduce(curve, buckets)
+        else:
+            alike.setdefault((curve.x.dtype.str, curve.chunks is None), []).append(index)
+    for indices in alike.values():
+        members = [curves[index] for index in indices]
+        begins = np.cumsum([0, *(len(one.x) for one in members)])
+        starts = [bucket_starts(one.x, span_of(one) or (0, 0), buckets or 1) for one in members]
+        cuts = np.cumsum([0, *map(len, starts)]).tolist()
+        shifted = [at + begin for at, begin in zip(starts, begins.tolist(), strict=False)]
+        together = gather(joined(members), np.concatenate(shifted))
+        for index, first, last in zip(indices, cuts, cuts[1:], strict=False):
+            done[index] = together.part(first, last)
+    return [done[index] for index in range(len(curves))]
+
+
+_SINGLE: Final = 20_000
+"""Curves of so many entries are reduced one by one: to join them would take longer than the calls do."""
+
+
+def joined(curves: Sequence[Curve]) -> Curve:
+    """Curves of one kind, one after another; the whole is not ordered."""
+    x, value = (np.concatenate([getattr(curve, name) for curve in curves]) for name in ("x", "value"))
+    kept = [curve.chunks for curve in curves if curve.chunks is not None]
+    if not kept:
+        return Curve(x, value)
+    columns = [np.concatenate([getattr(one, name) for one in kept]) for name in Chunks.__slots__]
+    return Curve(x, value, Chunks(*columns))
 
 
 def gather(curve: Curve, starts: Array) -> Buckets:
@@ -164,7 +231,9 @@ def gather(curve: Curve, starts: Array) -> Buckets:
 
 def _final_entries(chunks: Chunks, starts: Array, ends: Array) -> Array:
     """The entry of each part that ends last, of equals the one that came later: steps out of order overlap chunks."""
-    if bool((chunks.x_last[1:] > chunks.x_last[:-1]).all()):
+    falls = chunks.x_last[1:] <= chunks.x_last[:-1]
+    falls[starts[1:] - 1] = False  # from one part to the next
+    if not falls.any():
         return ends
     part = np.repeat(np.arange(len(starts)), ends - starts + 1)
     return np.lexsort((chunks.arrival, chunks.x_last, part))[ends]

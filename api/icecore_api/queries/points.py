@@ -107,13 +107,20 @@ def find_runs(cursor: Any, paths: Sequence[str], upto: AsOf = NOW) -> list[Run]:
 
 
 def _runs_now(cursor: Any, numbers: list[int]) -> dict[int, Run]:
+    """By number; two plain look-ups by the tables' keys, which is half of what a join takes to be planned."""
+    members = ", ".join(str(int(number)) for number in numbers) or "NULL"
     rows = cursor.execute(
-        "SELECT c.run, entity || '/' || project || '/' || id, coalesce(started_ts, a.first_ts) "
-        "FROM current_runs c LEFT JOIN (SELECT run, first_ts FROM run_activity WHERE run IN (SELECT unnest($1))) a "
-        "ON a.run = c.run WHERE NOT deleted AND c.run IN (SELECT unnest($1))",
-        [numbers],
+        "SELECT run, entity, project, id, started_ts FROM current_runs "  # noqa: S608 - numbers
+        f"WHERE run IN ({members}) AND NOT deleted"
     ).fetchall()
-    return {row[0]: Run(*row) for row in rows}
+    found = {row[0]: Run(row[0], f"{row[1]}/{row[2]}/{row[3]}", row[4]) for row in rows}
+    silent = [run.number for run in found.values() if run.started_ts is None]
+    if silent:
+        first = cursor.execute(
+            "SELECT run, first_ts FROM run_activity WHERE run IN (SELECT unnest($1))", [silent]
+        ).fetchall()
+        found |= {number: found[number]._replace(started_ts=ts) for number, ts in first}
+    return found
 
 
 def _runs_then(cursor: Any, numbers: dict[str, int], upto: AsOf) -> dict[int, Run]:

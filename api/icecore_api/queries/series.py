@@ -16,7 +16,7 @@ import numpy as np
 
 from icecore.errors import Invalid, TooLarge
 from icecore.limits import most
-from icecore_api.queries.buckets import Array, Buckets, Curve, Span, reduce
+from icecore_api.queries.buckets import Array, Buckets, Curve, Span, reduce_all
 from icecore_api.queries.points import (
     NOW,
     AsOf,
@@ -35,6 +35,8 @@ RUNTIME: Final = "_runtime"
 
 ROLLUP_FROM: Final = 500_000
 """From this many points in a request the rollup answers for the cold ones."""
+_REDUCED_AT_ONCE: Final = 200_000
+"""Entries, points or rollup's, that are gathered before they are reduced."""
 _TOGETHER: Final = 2_000_000
 """Points read at once: what bounds the memory of a request."""
 _INT64: Final = (-(2**63), 2**63 - 1)
@@ -127,10 +129,24 @@ def lines(cursor: object, runs: Sequence[Run], question: Question, numbers: Seri
     """
     question.check(len(runs))
     budget = _Budget()
-    for run, key, curve in curves(cursor, runs, question, numbers):
-        buckets = reduce(curve, question.buckets)
-        budget.take(len(buckets.x))
-        yield Line(run.path, key, buckets)
+    waiting: list[tuple[Run, str, Curve]] = []
+    entries = 0
+    for one in curves(cursor, runs, question, numbers):
+        if question.buckets is None:
+            budget.take(len(one[2].x))
+        waiting.append(one)
+        entries += len(one[2].x)
+        if entries >= _REDUCED_AT_ONCE:
+            yield from _reduced(waiting, question.buckets, budget)
+            waiting, entries = [], 0
+    yield from _reduced(waiting, question.buckets, budget)
+
+
+def _reduced(found: Sequence[tuple[Run, str, Curve]], buckets: int | None, budget: _Budget) -> Iterator[Line]:
+    for (run, key, _), one in zip(found, reduce_all([curve for *_, curve in found], buckets), strict=True):
+        if buckets is not None:
+            budget.take(len(one.x))
+        yield Line(run.path, key, one)
 
 
 def curves(

@@ -216,18 +216,27 @@ def as_arrow(found: Sequence[Line | Band], *, grouped: bool) -> bytes:
     names = ("x", "x_last", "mean", "min", "max", "std", "n", "runs") if grouped else (
         "x", "x_last", "min", "max", "mean", "last", "n", "nans"
     )  # fmt: skip
-    tables = []
-    for one in found:
-        source = one.buckets if isinstance(one, Line) else one
-        arrays = {name: pa.array(getattr(source, name)) for name in names}
-        rows = len(arrays["x"])
-        label = one.run if isinstance(one, Line) else one.group
-        first = [None if label is None else label if isinstance(label, str) else orjson.dumps(label).decode()]
-        labels = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array(first, pa.string()))
-        keys = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([one.key]))
-        tables.append(pa.table({"group" if grouped else "run": labels, "key": keys, **arrays}))
+    sources = [one.buckets if isinstance(one, Line) else one for one in found]
+    lengths = [len(source.x) for source in sources]
+    labels = [_label(one.run if isinstance(one, Line) else one.group) for one in found]
+    columns: dict[str, pa.Array[Any]] = {}
+    if found:
+        columns["group" if grouped else "run"] = _repeated(labels, lengths)
+        columns["key"] = _repeated([one.key for one in found], lengths)
+        columns |= {name: pa.array(np.concatenate([getattr(one, name) for one in sources])) for name in names}
     sink = io.BytesIO()
-    table = pa.concat_tables(tables).unify_dictionaries() if tables else pa.table({})
+    table = pa.table(columns)
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
+
+
+def _label(value: str | float | bool | None) -> str | None:
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _repeated(labels: Sequence[str | None], lengths: Sequence[int]) -> pa.Array[Any]:
+    """Each label as often as its series has entries, as a dictionary column."""
+    distinct = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    indices = np.repeat([distinct[label] for label in labels], lengths).astype(np.int32)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(list(distinct), pa.string()))
