@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from icecore.events import Event
-from icecore.notes import warn
+from icecore.notes import say, warn
 from icecore.segments import spool_home
 from icecore.settings import Settings
 from icecore.spool import Spool
@@ -25,6 +25,17 @@ class Left:
     bytes: int
     trouble: str
     folder: str
+    online: bool
+
+    def tell(self, name: str, url: str, *, silent: bool) -> None:
+        """Say where the run is, and what stays here."""
+        if self.online and self.bytes:
+            why = f" ({self.trouble})" if self.trouble else ""
+            warn(f"{self.bytes} bytes of run {name} stay in {self.folder}{why}. `icecore sync` sends them")
+        elif self.online and not silent:
+            say(f"run {name} is at {url}")
+        elif self.bytes and not silent:
+            say(f"run {name} is kept in {self.folder}. Next: icecore sync")
 
 
 class Recorder:
@@ -86,7 +97,7 @@ class Recorder:
                 f"{lost} events ({lost_bytes} bytes) of run {self.writer.run} were neither sent nor written to "
                 f"{self.spool.folder} ({self.spool.trouble}): they are lost"
             )
-        return Left(max(unsent - lost_bytes, 0), self._trouble(), str(self.spool.folder))
+        return Left(max(unsent - lost_bytes, 0), self._trouble(), str(self.spool.folder), self.uploader is not None)
 
     def _wait(self, deadline: float, *, progress: bool) -> None:
         began = time.monotonic()

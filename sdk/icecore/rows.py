@@ -5,25 +5,34 @@ Nothing here imports numpy, torch or jax: their scalars are known by what they c
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, SupportsFloat
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, SupportsFloat, TypeVar
 
 import orjson
 
 from icecore.codec import Scalar, rows_to_blocks
 from icecore.errors import Invalid, UsageError
 from icecore.events import check_name
+from icecore.lanes import Lane
 from icecore.limits import most
 
 RowTuple = tuple[int, int, Mapping[str, Scalar]]
 """Step, ms since 1970, values."""
 
+QueuedRow = tuple[int, int, Mapping[str, Scalar]]
+"""Step, *nanoseconds* since 1970, values: what the training thread leaves behind."""
+
+_AnyRow = TypeVar("_AnyRow", RowTuple, QueuedRow)
 _PLAIN: Final = (float, int, bool)
 _VALUES_PER_EVENT: Final = 24_000
 _COLUMNS: Final = ("cols", "text", "bool")
 _DEPTH_MOST: Final = most("json_depth")
 _TEXT_MOST: Final = most("text_value_bytes")
+_EVENT_MOST: Final = most("event_bytes")
+_EXACT: Final = 1 << 53
 
 
 class Unloggable(ValueError):
@@ -124,7 +133,103 @@ def check_key(key: str) -> str:
 # -------------------------------------------------------------------------------------------------- to events
 
 
-def chunks(rows: Sequence[RowTuple]) -> Iterator[Sequence[RowTuple]]:
+class Packed(NamedTuple):
+    """Rows as payloads of `metrics.logged`, each with the number of values in it; and as blocks, NaN and all."""
+
+    payloads: list[tuple[bytes, int]]
+    blocks: list[dict[str, Any]]
+    lossy: dict[str, int]
+    """Ints that no float64 holds, one a key: they come back as the float nearest to them."""
+
+
+def pack(run: str, rows: Sequence[QueuedRow]) -> Packed:
+    """Rows as payloads, each within the limit of an event.
+
+    Args:
+        run: `entity/project/run_id`.
+        rows: at least one, of about as many values as fit one event: one of `chunks`.
+    """
+    steps, stamps, values = zip(*rows, strict=True)
+    packed = None
+    if len({*map(len, values)}) == 1:
+        try:
+            columns = {key: [*map(itemgetter(key), values)] for key in values[0]}
+        except KeyError:
+            pass  # as many keys, but others
+        else:
+            packed = _pack_columns(run, steps, stamps, columns)
+    return packed or _pack_rows(run, rows)
+
+
+def pack_lane(run: str, lane: Lane) -> Iterator[Packed]:
+    """What is in a lane now as payloads, taken out of it piece by piece."""
+    stride = lane.stride
+    left = len(lane.flat) // stride
+    while left > 0 and (flat := lane.take(min(left, max(_VALUES_PER_EVENT // stride, 1)))):
+        left -= len(flat) // stride
+        columns = {key: flat[place::stride] for place, key in enumerate(lane.keys, 2)}
+        yield _pack_columns(run, flat[::stride], flat[1::stride], columns) or _pack_rows(run, lane.rows(flat))
+
+
+def _pack_rows(run: str, rows: Sequence[QueuedRow]) -> Packed:
+    """`pack` of any rows."""
+    timed = [(step, ns // 1_000_000, values) for step, ns, values in rows]
+    blocks = rows_to_blocks(timed)
+    return Packed(list(payloads(run, timed, blocks)), blocks, _lossy(rows))
+
+
+def _pack_columns(
+    run: str, steps: Sequence[int], stamps: Sequence[int], columns: dict[str, list[Scalar]]
+) -> Packed | None:
+    """`pack` of rows that all have the same keys; None where it takes more than one block or event.
+
+    The JSON of a column says of what kind it is: that is cheaper than to look at each value before.
+    """
+    block: dict[str, Any] = {"step": steps, "ts": [ns // 1_000_000 for ns in stamps]}
+    numbers: dict[str, orjson.Fragment] = {}
+    try:
+        for key, column in columns.items():
+            # raises TypeError for an int beyond 2^53
+            json = orjson.dumps(column, option=orjson.OPT_STRICT_INTEGER)
+            if b"u" not in json and b"s" not in json and b'"' not in json:  # no null, true, false or text
+                numbers[key] = orjson.Fragment(json)
+    except TypeError:
+        return None
+    wire = {**block, "cols": numbers}
+    block["cols"] = {key: columns[key] for key in numbers}
+    if len(numbers) < len(columns):
+        strange = [key for key in columns if key not in numbers]
+        cells = zip(*(columns[key] for key in strange), strict=True)
+        found = rows_to_blocks((0, 0, dict(zip(strange, row, strict=True))) for row in cells)
+        if len(found) != 1:
+            return None  # a key of several kinds
+        for kind in (*_COLUMNS, "inf"):
+            for columned in (block, wire):
+                columned[kind] = columned.get(kind, {}) | found[0].get(kind, {})
+    payload = orjson.dumps({"run": run, "blocks": [{kind: part for kind, part in wire.items() if part}]})
+    if not columns or len(payload) > _EVENT_MOST:
+        return None
+    return Packed([(payload, len(steps) * len(columns))], [block], {})
+
+
+def _lossy(rows: Sequence[QueuedRow]) -> dict[str, int]:
+    return {
+        key: value
+        for _, _, values in rows
+        for key, value in values.items()
+        if type(value) is int and not -_EXACT <= value <= _EXACT and nearest(value) != value
+    }
+
+
+def nearest(value: int) -> float:
+    """The float64 nearest to an int, which is infinite beyond 1,024 bits."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def chunks(rows: Sequence[_AnyRow]) -> Iterator[Sequence[_AnyRow]]:
     """Rows in runs that usually fit one event, in order."""
     if not rows:
         return
@@ -155,7 +260,7 @@ def payloads(
     if blocks is None:
         blocks = rows_to_blocks(rows)
     payload = orjson.dumps({"run": run, "blocks": blocks})
-    if len(payload) <= most("event_bytes"):
+    if len(payload) <= _EVENT_MOST:
         yield payload, sum(len(b["step"]) * sum(len(b.get(kind, ())) for kind in _COLUMNS) for b in blocks)
     elif len(rows) > 1:
         half = len(rows) // 2

@@ -20,7 +20,7 @@ from icecore.events import Event, RunDropped, RunFinished, RunStarted, RunSummar
 from icecore.exits import Ending, unwatch, watch, watch_child
 from icecore.fields import check_notes, check_tags, check_text
 from icecore.history import History
-from icecore.notes import say, warn
+from icecore.lanes import CLOSED, VALUES_HIGH, Lane, opened
 from icecore.recorder import Recorder
 from icecore.settings import Settings
 from icecore.summary import KINDS, Summary
@@ -28,7 +28,6 @@ from icecore.transport import Transport
 from icecore.writer import ROWS_HIGH
 
 _NUMBERS: Final = frozenset({float, int, bool})
-_WIDE: Final = 512
 _SUMMARY_KEYS: Final = 1_000
 _SIGTERM_SECONDS: Final = 10.0
 
@@ -69,9 +68,9 @@ class Run:
         self._steps = count(first_step)
         self._recorder: Recorder | None = None
         self._queue: Any = None
-        self._known: set[str] = set()
-        # the keys that the fast path may take: all known ones, or none while something makes it wait
-        self._fast: set[str] | frozenset[str] = frozenset()
+        self._lane: Lane | None = None
+        # the lane of the last row, or none while something makes the fast path wait
+        self._open = CLOSED
         if settings.mode != "disabled":
             self._begin(transport, resumed=resumed)
             watch(self)
@@ -89,19 +88,17 @@ class Run:
         Raises:
             UsageError: `data` is no dict, a key is no str, or the run has finished.
         """
-        if (
-            step is None
-            and commit is None
-            and type(data) is dict
-            and 0 < len(data) < _WIDE
-            and self._fast.issuperset(data)
-            and _NUMBERS.issuperset(map(type, data.values()))
-        ):
-            queue = self._queue
-            queue.append((next(self._steps), time_ns(), data.copy()))
-            if len(queue) > ROWS_HIGH:
-                self._relieve()
-            return
+        if step is None and commit is None and type(data) is dict:
+            pick, width, flat, steps = self._open
+            try:
+                values = pick(data) if len(data) == width else ()
+            except KeyError:
+                values = ()  # as many keys, but others
+            if values and _NUMBERS.issuperset(map(type, values)):
+                flat += [next(steps), time_ns(), *values]
+                if len(flat) > VALUES_HIGH:
+                    self._relieve()
+                return
         self._log(data, step, commit)
 
     def _log(self, data: Mapping[str, Any], step: int | None, commit: bool | None) -> None:
@@ -118,17 +115,23 @@ class Run:
         if self._settings.mode == "disabled":
             return
         with self._lock:
-            self._in_this_process()
-            self._fast = frozenset()
+            recorder = self._in_this_process()
+            self._open = CLOSED
+            # only a step that none has been given before: the writer takes lanes before the queue
+            fresh = step is None and not self._history.gathering
             rows = self._history.take(data, step, commit=commit, steps=self._steps)
             self._steps = rows.steps
             wide = 0
             for number, values in rows.ready:
-                self._queue.append((number, time_ns(), values))
-                self._known.update(values)
-                wide += len(values)
+                lane = recorder.writer.lanes.of(values) if fresh else None
+                if lane is None:
+                    self._queue.append((number, time_ns(), values))
+                    wide += len(values)
+                else:
+                    lane.flat += [number, time_ns(), *values.values()]
+                    self._lane = lane
             if not self._history.gathering:
-                self._fast = self._known
+                self._open = opened(self._lane, self._steps)
         if self._history.wide(wide, len(self._queue)) or len(self._queue) > ROWS_HIGH:
             self._relieve()
 
@@ -376,7 +379,7 @@ class Run:
 
     # ---------------------------------------------------------------------------------------- start, fork, end
 
-    def _begin(self, transport: Transport | None, *, resumed: bool) -> None:
+    def _begin(self, transport: Transport | None, *, resumed: bool) -> Recorder:
         recorder = Recorder(self.path, self._settings, self._summary, self._changes, transport)
         recorder.start(
             RunStarted(
@@ -393,6 +396,7 @@ class Run:
         )
         self._recorder = recorder
         self._queue = recorder.writer.queue
+        return recorder
 
     def attach_capture(self, capture: Any) -> None:
         """Let `capture.stop()` be called at the end."""
@@ -404,7 +408,7 @@ class Run:
 
     def _forked(self) -> None:
         """This process is a fork: the files and threads are the parent's, and what was queued is its to write."""
-        self._fast = frozenset()
+        self._open, self._lane = CLOSED, None
         self._lock = threading.RLock()
         self._config.renew_lock()
         self._summary.renew_lock()
@@ -417,13 +421,14 @@ class Run:
             self._recorder.abandon()
             self._recorder = None
 
-    def _in_this_process(self) -> None:
-        """Begin this process's own part, where it is a fork that logs for the first time."""
+    def _in_this_process(self) -> Recorder:
+        """This process's own part, begun now where it is a fork that logs for the first time."""
         if self._recorder is None:
             self._pid = os.getpid()
             self._started_ts, self._started = now_ms(), time.monotonic()
-            self._begin(None, resumed=False)
             watch_child()
+            return self._begin(None, resumed=False)
+        return self._recorder
 
     def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
         """End the run: save everything, and wait until the server has it or the time for that is up.
@@ -436,7 +441,7 @@ class Run:
             if self._finished:
                 return
             self._finished = True
-            self._fast = frozenset()
+            self._open = CLOSED
         unwatch(self)
         if exit_code is not None:
             self._ending.by_code(exit_code)
@@ -452,15 +457,8 @@ class Run:
         timeout = self._settings.finish_timeout
         if self._ending.state == "killed":
             timeout = min(timeout, _SIGTERM_SECONDS)
-        left = self._recorder.finish(timeout, progress=not silent and sys.stderr is not None and sys.stderr.isatty())
-        if self._recorder.uploader is None:
-            if left.bytes and not silent:
-                say(f"run {self.name} is kept in {left.folder}. Next: icecore sync")
-        elif left.bytes:
-            why = f" ({left.trouble})" if left.trouble else ""
-            warn(f"{left.bytes} bytes of run {self.name} stay in {left.folder}{why}. `icecore sync` sends them")
-        elif not silent:
-            say(f"run {self.name} is at {self.url}")
+        progress = not silent and sys.stderr is not None and sys.stderr.isatty()
+        self._recorder.finish(timeout, progress=progress).tell(self.name, self.url, silent=silent)
 
     def _last_events(self, recorder: Recorder) -> None:
         """The gathered row, what was left out, and the end."""

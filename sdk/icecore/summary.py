@@ -60,8 +60,9 @@ class Summary(MutableMapping[str, Any]):
         with self._lock:
             for block in blocks:
                 steps = block["step"]
-                high = max(range(len(steps)), key=lambda i: (steps[i], i)) if len(steps) > 1 else 0
-                low = min(range(len(steps)), key=steps.__getitem__) if len(steps) > 1 else 0
+                # the last of the highest step, the first of the lowest
+                high = len(steps) - 1 - steps[::-1].index(max(steps))
+                low = steps.index(min(steps))
                 for columns in (block.get("cols", {}), block.get("text", {}), block.get("bool", {})):
                     for key, column in columns.items():
                         self._observe(key, column, steps[high], column[high], steps[low], column[low])

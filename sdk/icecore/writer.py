@@ -6,13 +6,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import repeat, starmap
 from typing import Final
 
-from icecore.codec import Scalar, encode_event, rows_to_blocks
+from icecore.codec import encode_event
 from icecore.events import Event, MetricsLogged, RunDropped, RunHeartbeat
+from icecore.lanes import VALUES_MOST, Lanes
 from icecore.limits import most
 from icecore.notes import warn
-from icecore.rows import RowTuple, chunks, payloads
+from icecore.rows import Packed, QueuedRow, chunks, nearest, pack, pack_lane
 from icecore.spool import Spool
 from icecore.summary import Summary
 
@@ -25,9 +27,6 @@ ROWS_HIGH: Final = 20_000
 """Above it a call of `log` gives the writer a millisecond."""
 ROWS_MOST: Final = 200_000
 """Above it rows are dropped, and counted: the disk has been stuck for long."""
-
-QueuedRow = tuple[int, int, dict[str, Scalar]]
-"""Step, *nanoseconds* since 1970, values: what the training thread leaves behind."""
 
 
 class Writer:
@@ -45,6 +44,7 @@ class Writer:
         self.run = run
         self.spool = spool
         self.queue: deque[QueuedRow] = deque()
+        self.lanes = Lanes()
         self.rows_dropped = 0
         self._points_dropped = 0
         self._summary = summary
@@ -73,6 +73,11 @@ class Writer:
             _, _, values = self.queue.pop()
             self.rows_dropped += 1
             self._points_dropped += len(values)
+        for lane in [*self.lanes.values()]:
+            if len(lane.flat) > VALUES_MOST:
+                del lane.flat[-lane.stride :]
+                self.rows_dropped += 1
+                self._points_dropped += len(lane.keys)
 
     def emit(self, event: Event) -> bool:
         """Queue an event for the spool; False where it had to be dropped."""
@@ -87,24 +92,33 @@ class Writer:
     def drain(self) -> None:
         """Make events of every row that is queued now."""
         with self._draining:
+            # the lanes first: a step that the queue repeats was given to a lane before
             left = len(self.queue)
-            while left > 0:
-                taken = min(left, ROWS_AT_ONCE)
+            for lane in [*self.lanes.values()]:
+                for packed in pack_lane(self.run, lane):
+                    self._write(packed)
+            while (taken := min(left, len(self.queue), ROWS_AT_ONCE)) > 0:
                 left -= taken
-                queue = self.queue
-                taken_rows = [queue.popleft() for _ in range(taken)]
-                self._write([(step, ns // 1_000_000, values) for step, ns, values in taken_rows])
+                # one step in C: no signal's handler gets in between
+                for chunk in chunks([*starmap(self.queue.popleft, repeat((), taken))]):
+                    self._write(pack(self.run, chunk))
 
-    def _write(self, rows: list[RowTuple]) -> None:
-        for chunk in chunks(rows):
-            blocks = rows_to_blocks(chunk)
-            self._summary.observe(blocks)
-            for payload, points in payloads(self.run, chunk, blocks):
-                self.spool.append(
-                    MetricsLogged.TYPE, MetricsLogged.VERSION, MetricsLogged.STREAM, payload, points=points
-                )
-            self.spool.flush()
+    def _write(self, packed: Packed) -> None:
+        self._summary.observe(packed.blocks)
+        for key, value in packed.lossy.items():
+            self._warn_lossy(key, value)
+        for payload, points in packed.payloads:
+            self.spool.append(MetricsLogged.TYPE, MetricsLogged.VERSION, MetricsLogged.STREAM, payload, points=points)
+        self.spool.flush()
         self._emitted_at = time.monotonic()
+
+    def _warn_lossy(self, key: str, value: int) -> None:
+        digits = value if value.bit_length() <= 128 else f"an int of {value.bit_length()} bits"
+        self._warn_once(
+            f"int {key}",
+            f"{key[:80]!r}: {digits} is kept as {nearest(value)!r}, as history holds float64. Log it as text to "
+            "keep every digit",
+        )
 
     def save(self) -> bool:
         """Put everything there is on disk, durably; False where the disk does not take it."""

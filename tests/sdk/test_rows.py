@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from icecore.codec import block_rows, rows_to_blocks
 from icecore.errors import UsageError
+from icecore.lanes import Lane
 from icecore.limits import most
-from icecore.rows import Unloggable, chunks, flatten, payloads, scalar
+from icecore.rows import Unloggable, chunks, flatten, pack, pack_lane, payloads, scalar
 
 KEYS = st.sampled_from(["a", "b", "c/d", "ключ", "e.f"])
 VALUES = st.one_of(
@@ -47,6 +48,73 @@ def test_rows_survive_blocks_and_json(rows):
     blocks = orjson.loads(orjson.dumps(rows_to_blocks(rows)))
 
     assert cells(row for block in blocks for row in block_rows(block)) == cells(rows)
+
+
+def unpacked(found):
+    """The rows of what was packed, as a server reads them; each event says how many values it holds."""
+    rows = []
+    for packed in found:
+        for payload, points in packed.payloads:
+            inside = [row for block in orjson.loads(payload)["blocks"] for row in block_rows(block)]
+            assert points == sum(len(row.values) for row in inside)
+            rows += inside
+    return rows
+
+
+@given(ROWS.filter(bool))
+def test_any_rows_are_packed_as_they_are(rows):
+    """The short way for rows of one shape and the long way for all others keep every bit."""
+    packed = pack("e/p/r", [(step, ts * 1_000_000, values) for step, ts, values in rows])
+
+    assert cells(unpacked([packed])) == cells(rows)
+    assert cells(row for block in packed.blocks for row in live_rows(block)) == cells(rows)
+
+
+def live_rows(block):
+    """The rows of a block that never was JSON: its columns still hold NaN and infinities."""
+    columns = block.get("cols", {}) | block.get("text", {}) | block.get("bool", {})
+    return [
+        (step, ts, {key: column[i] for key, column in columns.items()})
+        for i, (step, ts) in enumerate(zip(block["step"], block["ts"], strict=True))
+    ]
+
+
+NUMBERS = st.one_of(st.floats(), st.integers(-(2**80), 2**80), st.just(10**400), st.booleans())
+
+
+@given(st.sets(KEYS, min_size=1), st.data())
+def test_a_lane_keeps_every_value(keys, data):
+    """Rows of one shape, laid down flat, come back bit for bit and in order, and the lane is empty."""
+    lane = Lane(tuple(keys))
+    one = st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**50), *[NUMBERS] * len(keys))
+    rows = data.draw(st.lists(one, max_size=20))
+    for step, ts, *values in rows:
+        lane.flat += [step, ts * 1_000_000, *values]
+    expected = [
+        (step, ts, {k: math.inf if v == 10**400 else v for k, v in zip(lane.keys, values, strict=True)})
+        for step, ts, *values in rows
+    ]
+
+    assert cells(unpacked(pack_lane("e/p/r", lane))) == cells(expected)
+    assert lane.flat == []
+
+
+def test_a_long_lane_is_many_events_in_order():
+    """Each event is within the limit, and together they are the rows."""
+    lane = Lane(("a", "b"))
+    for i in range(30_000):
+        lane.flat += [i, i * 1_000_000, i / 7, i]
+    found = list(pack_lane("e/p/r", lane))
+
+    assert len(found) > 2
+    assert [(row.step, row.values["b"]) for row in unpacked(found)] == [(i, float(i)) for i in range(30_000)]
+
+
+def test_ints_that_no_float_holds_are_named():
+    """By key, and only those: an int beyond 2^53 that is a float stays as it is."""
+    rows = [(0, 0, {"fine": 2**53, "large": 2**60, "odd": 2**53 + 1, "huge": 10**400})]
+
+    assert pack("e/p/r", rows).lossy == {"odd": 2**53 + 1, "huge": 10**400}
 
 
 @given(ROWS)

@@ -77,6 +77,46 @@ def test_explicit_steps_come_in_any_order_and_counting_goes_on_after_the_highest
     ]
 
 
+def test_of_a_step_that_is_logged_again_the_last_counts(server):
+    """However the calls came: with a step and without, with a step before a step without."""
+    with icecore.init(project="p") as run:
+        for value in range(10):
+            run.log({"a": value})
+        run.log({"a": 100}, step=9)
+        assert run.summary["a"] == 100
+        run.log({"a": 200}, step=50)
+        run.log({"a": 201}, step=50, commit=False)
+        run.log({})
+        assert run.summary["a"] == 201
+        run.log({"a": 300})
+
+    rows = [(step, values["a"]) for step, values in server.rows()]
+    assert rows == [*((i, i) for i in range(10)), (9, 100), (50, 200), (50, 201), (51, 300)]
+
+
+def test_rows_of_changing_keys_and_kinds(server):
+    """Alternating keys, keys in another order, one key alone, and kinds that change: every row as it was logged."""
+    rows = [
+        {"a": 1.0, "b": 2},
+        {"b": 3, "a": 4.0},
+        {"c": True},
+        {"a": 1.5, "b": True},
+        {"a": math.inf, "c": 2.0},
+        {"a": 1, "b": "two"},
+        {"c": 5},
+        {"a.b": 6},
+        {"a": {"b": 7}},
+    ] * 3
+    with icecore.init(project="p") as run:
+        for row in rows:
+            run.log(row)
+
+    found: dict = {}
+    for step, values in server.rows():  # a key of several kinds comes in blocks of its own
+        found.setdefault(step, {}).update(values)
+    assert found == dict(enumerate({"a.b": 7} if row == {"a": {"b": 7}} else row for row in rows))
+
+
 def test_commit_false_gathers_into_one_row(server):
     """Gathered values belong to the row that the next committing call makes, and are not lost at finish."""
     with icecore.init(project="p") as run:

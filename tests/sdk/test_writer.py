@@ -7,6 +7,7 @@ import pytest
 
 from icecore.codec import frames
 from icecore.events import RunUpdated
+from icecore.lanes import LANES_MOST, VALUES_MOST
 from icecore.limits import most
 from icecore.segments import SpoolReader
 from icecore.spool import Spool
@@ -76,6 +77,46 @@ def test_memory_is_bounded_when_nobody_writes(spool):
     assert [(event["events"], event["points"]) for event in dropped] == [(5, 10)]
     rows = sum(len(block["step"]) for type_, p in kept(spool) if type_ == "metrics.logged" for block in p["blocks"])
     assert rows == ROWS_MOST
+
+
+def test_lanes_are_bounded_too(spool):
+    """Beyond a lane's bound its newest row goes, the others stay whole, and the count is told."""
+    writer = writer_of(spool)
+    lane = writer.lanes.of({"a": 1.0, "b": 2.0})
+    lane.flat.extend([0, 0, 1.0, 2.0] * (VALUES_MOST // 4))
+    lane.flat += [7, 0, 1.0, 2.0]
+    writer.relieve()
+    writer.save()
+
+    dropped = [payload for type_, payload in kept(spool) if type_ == "run.dropped"]
+    assert [(event["events"], event["points"]) for event in dropped] == [(1, 2)]
+    steps = [step for type_, p in kept(spool) if type_ == "metrics.logged" for b in p["blocks"] for step in b["step"]]
+    assert (len(steps), set(steps)) == (VALUES_MOST // 4, {0})
+
+
+def test_lanes_are_few_and_never_change_hands(spool):
+    """The same keys have the same lane; too many kinds of rows, or too wide ones, have none."""
+    lanes = writer_of(spool).lanes
+    first = lanes.of({"k0": 1})
+    for i in range(LANES_MOST):
+        lanes.of({f"k{i}": 1})
+
+    assert lanes.of({"k0": 2}) is first
+    assert lanes.of({"one more": 1}) is None
+    assert writer_of(spool).lanes.of({f"k{i}": 1 for i in range(5000)}) is None
+
+
+def test_an_int_that_no_float_holds_is_said_once(spool, capfd):
+    """One warning a key, with what is kept instead."""
+    writer = writer_of(spool)
+    for step in range(3):
+        writer.queue.append((step, 0, {"id": 10**400, "n": 2**53 + 1, "fine": 3}))
+        writer.drain()
+
+    words = capfd.readouterr().err
+    assert (words.count("'id'"), words.count("'n'"), words.count("'fine'")) == (1, 1, 0)
+    assert "kept as inf" in words
+    assert "9007199254740993 is kept as 9007199254740992.0" in words
 
 
 def test_an_event_over_the_limit_is_counted_not_sent(spool):
