@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, (kind, rows, share) in [list(CASES.items())[n] for n in args.only]:
             scale = args.points * share / 100
             log = logs / f"{kind}-{rows}-{scale:g}"
-            points = log.with_suffix(".points")
+            points = log.with_name(f"{log.name}.points")
             if not points.exists():
                 points.parent.mkdir(parents=True, exist_ok=True)
                 points.write_text(str(asyncio.run(write_log(log, scale, kind, rows))))

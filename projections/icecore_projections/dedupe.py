@@ -131,9 +131,17 @@ class Dedupe:
         """Drop everything remembered."""
         self._seen.clear()
 
-    def _load(self, con: duckdb.DuckDBPyConnection, place: Place, producers: set[str]) -> None:
-        if len(self._seen) > CACHED:
+    @property
+    def full(self) -> bool:
+        """Whether so much is remembered that `trim` would drop it."""
+        return len(self._seen) > CACHED
+
+    def trim(self) -> None:
+        """Drop what is too much; only while all that was given out by `fresh` is committed."""
+        if self.full:
             self.forget()
+
+    def _load(self, con: duckdb.DuckDBPyConnection, place: Place, producers: set[str]) -> None:
         wanted = [producer for producer in producers if (place, producer) not in self._seen]
         if not wanted:
             return

@@ -20,6 +20,10 @@ DEAD_MOST: Final = 20
 """Of the window. More is not poison but a fault in the program, and folding halts."""
 
 
+Mark = tuple[bool, ...]
+"""Which of the last records died."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dead:
     """A record that could not be folded, and why."""
@@ -63,6 +67,14 @@ class Guard:
                     f"the last one: {last_reason}"
                 )
         self._window = window
+
+    def mark(self) -> Mark:
+        """What it has counted, for `rewind`."""
+        return tuple(self._window)
+
+    def rewind(self, mark: Mark) -> None:
+        """Count on from a mark: the batches checked since were not committed, and come again."""
+        self._window = deque(mark, maxlen=WINDOW)
 
     def forgive(self) -> None:
         """Start counting anew."""

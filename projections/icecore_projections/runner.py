@@ -2,28 +2,31 @@
 
 A step takes one batch from each partition that has news and commits them together. Nothing here remembers a
 position: it is read from the store, so whatever fails, the next step starts where the last commit ended.
+
+While a batch is written the next is read, decoded and folded in another thread: sorting, encoding and DuckDB's
+writing leave Python's lock to it. What was folded ahead counts for nothing until the batch before it is committed,
+and is forgotten with all states in memory where that fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+import threading
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import duckdb
 import pyarrow as pa
 
-from icecore.codec import decode_event, parse_json
 from icecore.errors import LogError, StoreDamaged, StoreError
-from icecore.events import NEWEST, Event, MetricsLogged, SystemLogged
-from icecore.log import Batch, EventLog, StoredRecord
+from icecore.log import EventLog
 from icecore.position import LEDGER, NEVER, Place, Token
+from icecore_projections.decoding import Decoded, decode
 from icecore_projections.dedupe import Dedupe
-from icecore_projections.folds import Applied, Changes, Rows
-from icecore_projections.poison import Dead, Guard, PoisonDominatesError, said, sift
+from icecore_projections.folds import Changes, Rows
+from icecore_projections.letters import dead_rows, rejected_rows, skipped_rows
+from icecore_projections.poison import Dead, Guard, Mark, PoisonDominatesError, said, sift
 from icecore_projections.store import Store, last_key
 from icecore_projections.streams import MetricsFold, RunsFold, StreamFold
 
@@ -45,10 +48,6 @@ GATHERED: Final = 200
 BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits between tries after an unexpected failure; the last one goes on."""
 
-_COLUMNAR: Final[dict[tuple[str, int], type[MetricsLogged | SystemLogged]]] = {
-    (cls.TYPE, cls.VERSION): cls for cls in (MetricsLogged, SystemLogged) if NEWEST[cls.TYPE] is cls
-}
-
 State = Literal["running", "waiting", "halted"]
 
 
@@ -65,17 +64,20 @@ class Status:
 
 
 @dataclass(slots=True)
-class Decoded:
-    """A batch of one partition, decoded."""
+class Prepared:
+    """Batches of one step, folded and not yet committed."""
 
-    place: Place
-    next_offset: int
-    ts_server: int
-    records: Sequence[StoredRecord]
-    events: list[Applied] = field(default_factory=list)
-    dead: list[Dead] = field(default_factory=list)
-    skipped: list[StoredRecord] = field(default_factory=list)
-    """Of types or versions that this release does not know."""
+    offsets: Mapping[Place, tuple[int, int]]
+    """For each partition read, the next offset and the highest `ts_server`."""
+    changes: Changes = field(default_factory=Changes)
+    records: int = 0
+    duplicates: int = 0
+    dead: int = 0
+    guarded: Mark = ()
+
+    def after(self, token: Token) -> Token:
+        """Where the log is to be read on after this and `token`."""
+        return token.merge(Token({place: next_offset for place, (next_offset, _) in self.offsets.items()}))
 
 
 class Runner:
@@ -117,9 +119,14 @@ class Runner:
         self._gather_s = gather_s
         self._backoff_s = backoff_s
         self._places = [Place(stream, n) for stream, count in sorted(log.partitions.items()) for n in range(count)]
-        self._ahead: asyncio.Task[list[Decoded]] | None = None
+        self._ahead: asyncio.Task[Prepared | list[Decoded]] | None = None
         self._resumed = asyncio.Event()
         self._stepped = 0
+        self._states = threading.Lock()
+        """Held by who reads or moves the states of the folds."""
+        self._epoch = 0
+        """Raised when the states are forgotten: what was read ahead before that is not to be folded."""
+        self._guarded = self._guard.mark()
 
     @property
     def state(self) -> State:
@@ -131,21 +138,18 @@ class Runner:
     async def step(self) -> bool:
         """Fold one batch of each partition that has news; False where nothing has.
 
-        While it is committed the next one is read and decoded.
+        While it is committed the next one is read, decoded and folded.
 
         Raises:
             PoisonDominatesError: too many records cannot be folded; nothing of the batch is committed.
             LogError, StoreError: nothing of the batch is committed; call `recover` before the next step.
         """
-        ahead, self._ahead = self._ahead, None
-        batches = await ahead if ahead else []
-        batches = batches or await self._read(self.store.token())
-        if not batches:
-            return False
-        after = self.store.token().merge(Token({batch.place: batch.next_offset for batch in batches}))
-        self._ahead = asyncio.create_task(self._read(after))
         try:
-            await asyncio.to_thread(self._fold, batches)
+            batch = await self._next()
+            if batch is None:
+                return False
+            self._ahead = asyncio.create_task(self._fold_ahead(batch.after(self.store.token())))
+            await self._commit(batch)
         except BaseException:
             await self._drop_ahead()
             raise
@@ -164,7 +168,6 @@ class Runner:
             StoreError: it cannot be opened.
         """
         await self._drop_ahead()
-        self._forget()
         await asyncio.to_thread(self.store.reopen)
 
     async def close(self) -> None:
@@ -172,15 +175,40 @@ class Runner:
         await self._drop_ahead()
 
     async def _drop_ahead(self) -> None:
+        """Forget what is not committed: a batch that was folded ahead has moved the states on."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
+        await asyncio.to_thread(self._forget)
 
     def _forget(self) -> None:
-        self._dedupe.forget()
-        for fold in self._folds.values():
-            fold.forget()
+        with self._states:  # a fold whose task was cancelled goes on in its thread
+            self._epoch += 1
+            self._dedupe.forget()
+            self._guard.rewind(self._guarded)
+            for fold in self._folds.values():
+                fold.forget()
+
+    async def _next(self) -> Prepared | None:
+        """The batch that was folded ahead, or else one that is read and folded now."""
+        ahead, self._ahead = self._ahead, None
+        found = await ahead if ahead else None
+        if isinstance(found, Prepared):
+            return found
+        batches = found or await self._read(self.store.token())
+        return await asyncio.to_thread(self._prepare, batches, self._epoch) if batches else None
+
+    async def _fold_ahead(self, token: Token) -> Prepared | list[Decoded]:
+        """What comes after `token`, which is being committed: folded, unless that must wait for the commit."""
+        epoch = self._epoch
+        batches = await self._read(token)
+        if not batches or any(batch.skipped for batch in batches) or self._dedupe.full or self._full():
+            return batches
+        return await asyncio.to_thread(self._prepare, batches, epoch, ahead=True)
+
+    def _full(self) -> bool:
+        return any(fold.full for fold in self._folds.values())
 
     async def _read(self, token: Token) -> list[Decoded]:
         end = await self.log.end()
@@ -191,32 +219,55 @@ class Runner:
         ]
         return await asyncio.to_thread(lambda: [decode(batch) for batch in batches if batch.records])
 
-    def _fold(self, batches: Sequence[Decoded]) -> None:
-        try:
-            changes = Changes.merged([self._fold_place(batch) for batch in batches])
-            self.store.commit(changes, {batch.place: (batch.next_offset, batch.ts_server) for batch in batches})
-        except BaseException:
-            self._forget()  # the states have moved on, the store has not
-            raise
-        self._stepped = sum(len(batch.records) for batch in batches)
-        self.status.records += self._stepped
+    def _prepare(self, batches: Sequence[Decoded], epoch: int, *, ahead: bool = False) -> Prepared:
+        """Fold batches, one of each partition.
 
-    def _fold_place(self, batch: Decoded) -> Changes:
+        With `ahead` the batches before them are not in the store yet: the states in memory have all that these
+        changed, and what has to be loaded is what they did not touch. So nothing may be dropped from memory then.
+        """
+        with self._states:
+            if epoch != self._epoch:
+                raise StoreError("expected the batches before these to be committed, got a failure meanwhile")
+            if not ahead:
+                self._dedupe.trim()
+                for fold in self._folds.values():
+                    fold.trim()
+            done = Prepared({batch.place: (batch.next_offset, batch.ts_server) for batch in batches})
+            done.changes = Changes.merged([self._fold_place(batch, done) for batch in batches])
+            done.guarded = self._guard.mark()
+        return done
+
+    async def _commit(self, batch: Prepared) -> None:
+        """Write a batch; where this task is cancelled meanwhile, the write is not left behind unfinished."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self.store.commit, batch.changes, batch.offsets))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait((writing,))
+            raise
+        self._guarded = batch.guarded
+        self._stepped = batch.records
+        self.status.records += batch.records
+        self.status.duplicates += batch.duplicates
+        self.status.dead += batch.dead
+
+    def _fold_place(self, batch: Decoded, done: Prepared) -> Changes:
         place, fold = batch.place, self._folds[batch.place.stream]
         with self.store.reading() as con:
             kept, producers = self._dedupe.fresh(con, place, batch.records)
             fresh = {record.position.offset: record for record in kept}
             events = [e for e in batch.events if e.position.offset in fresh and e.event.TYPE in fold.types]
             fold.load(con, events)
-            skipped = _skipped_rows(con, place, [r for r in batch.skipped if r.position.offset in fresh])
+            skipped = skipped_rows(con, place, [r for r in batch.skipped if r.position.offset in fresh])
         folded, bad = sift(lambda part: fold.fold(place, part), events)
         dead = [letter for letter in batch.dead if letter.record.position.offset in fresh]
         dead += [Dead(fresh[offset], reason) for offset, reason in bad.items()]
         died = {letter.record.position.offset for letter in dead}
         self._guard.check([offset in died for offset in fresh], dead[-1].reason if dead else "")
         fold.advance(folded)
-        self.status.duplicates += len(batch.records) - len(kept)
-        self.status.dead += len(dead)
+        done.records += len(batch.records)
+        done.duplicates += len(batch.records) - len(kept)
+        done.dead += len(dead)
         own = Changes(
             append={"dead_letters": [dead_rows(dead)]} if dead else {},
             replace={
@@ -225,7 +276,7 @@ class Runner:
                 **skipped,
             },
         )
-        return Changes.merged([folded.changes, own, _rejected(folded.rejected)])
+        return Changes.merged([folded.changes, own, rejected_rows(folded.rejected)])
 
     # ------------------------------------------------------------------------------------------------- for ever
 
@@ -264,6 +315,7 @@ class Runner:
     def resume(self) -> None:
         """Go on after a halt, with the count of dead records at zero."""
         self._guard.forgive()
+        self._guarded = self._guard.mark()
         self._resumed.set()
 
     async def _try_recover(self) -> None:
@@ -333,7 +385,7 @@ class Runner:
         else:
             gone = dead_rows([Dead(batch.records[0], "")])
             changes = Changes.merged(
-                [folded.changes, Changes(delete={"dead_letters": [Rows(key, gone)]}), _rejected(folded.rejected)]
+                [folded.changes, Changes(delete={"dead_letters": [Rows(key, gone)]}), rejected_rows(folded.rejected)]
             )
             fold.advance(folded)
         try:
@@ -355,93 +407,7 @@ async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def decode(batch: Batch) -> Decoded:
-    """Decode the records of a batch; what cannot be decoded is dead, and what is not known here is skipped."""
-    decoded = Decoded(batch.place, batch.next_offset, 0, batch.records)
-    for record in batch.records:
-        envelope = record.envelope
-        decoded.ts_server = max(decoded.ts_server, envelope.ts_server)
-        try:
-            event = _decode(record)
-        except Exception as error:  # noqa: BLE001 - an upcaster may fail in any way; the others must go on
-            decoded.dead.append(Dead(record, said(error)))
-            continue
-        if event is None:
-            decoded.skipped.append(record)
-        else:
-            decoded.events.append(Applied(record.position, envelope, record.key, event))
-    return decoded
-
-
-def _decode(record: StoredRecord) -> Event | None:
-    """`decode_event`, but without a copy of the columns that nearly all of the metrics stream consists of."""
-    cls = _COLUMNAR.get((record.envelope.type, record.envelope.v))
-    if cls is None:
-        return decode_event(record.envelope, record.payload)
-    body = parse_json(record.payload)
-    run, blocks = body.get("run"), body.get("blocks")
-    if len(body) == 2 and type(run) is str and type(blocks) is list and all(type(block) is dict for block in blocks):
-        return cls(run=run, blocks=blocks)
-    return decode_event(record.envelope, body)
-
-
-def dead_rows(dead: Sequence[Dead]) -> pa.Table:
-    """Rows of `dead_letters`."""
-    records = [letter.record for letter in dead]
-    return (
-        _letters(records)
-        .append_column("attempts", pa.array([d.attempts for d in dead], pa.int32()))
-        .append_column("ts_server", pa.array([record.envelope.ts_server for record in records], pa.int64()))
-        .append_column("reason", pa.array([d.reason for d in dead], pa.string()))
-    )
-
-
 def _last_row(batch: Decoded) -> pa.Table:
     """The row of `meta` by which a store knows its log again."""
     last = batch.records[-1]
     return pa.table({"key": [last_key(batch.place)], "value": [f"{last.position.offset} {last.envelope.id}"]})
-
-
-def _rejected(rejected: Sequence[tuple[Applied, str]]) -> Changes:
-    if not rejected:
-        return Changes()
-    rows = _letters([applied for applied, _ in rejected])
-    return Changes({"rejections": [rows.append_column("reason", pa.array([why for _, why in rejected], pa.string()))]})
-
-
-def _skipped_rows(
-    con: duckdb.DuckDBPyConnection, place: Place, records: Sequence[StoredRecord]
-) -> dict[str, list[Rows]]:
-    """The counts of unknown events, with those of this batch added."""
-    if not records:
-        return {}
-    skipped = Counter((record.envelope.type, record.envelope.v) for record in records)
-    key = ("stream", "part", "type", "v")
-    found = con.execute(
-        "SELECT type, v, n FROM skipped WHERE stream = ? AND part = ?", [place.stream, place.partition]
-    ).fetchall()
-    before = {(kind, v): n for kind, v, n in found}
-    rows = pa.table(
-        {
-            "stream": pa.array([place.stream] * len(skipped), pa.string()),
-            "part": pa.array([place.partition] * len(skipped), pa.int32()),
-            "type": pa.array([kind for kind, _ in skipped], pa.string()),
-            "v": pa.array([v for _, v in skipped], pa.int32()),
-            "n": pa.array([n + before.get(name, 0) for name, n in skipped.items()], pa.int64()),
-        }
-    )
-    return {"skipped": [Rows(key, rows)]}
-
-
-def _letters(records: Sequence[StoredRecord | Applied]) -> pa.Table:
-    """The columns that dead letters and rejections share."""
-    return pa.table(
-        {
-            "stream": pa.array([record.position.stream for record in records], pa.string()),
-            "part": pa.array([record.position.partition for record in records], pa.int32()),
-            "off": pa.array([record.position.offset for record in records], pa.int64()),
-            "id": pa.array([record.envelope.id for record in records], pa.string()),
-            "type": pa.array([record.envelope.type for record in records], pa.string()),
-            "key": pa.array([record.key for record in records], pa.string()),
-        }
-    )

@@ -62,6 +62,15 @@ class StreamFold(Protocol):
         """Make a result the state of the next fold."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Whether so much is remembered that `trim` would drop some."""
+        ...
+
+    def trim(self) -> None:
+        """Drop what is too much; only while all results are committed, as `load` brings back what the store says."""
+        ...
+
     def forget(self) -> None:
         """Drop the state; `load` brings it back."""
         ...
@@ -79,8 +88,6 @@ class MetricsFold:
 
     def load(self, con: duckdb.DuckDBPyConnection, events: Sequence[Applied]) -> None:
         """Take in the series and activity of the runs that are not in memory."""
-        if len(self._state.series) > SERIES_CACHED:
-            self.forget()
         wanted = metrics.runs(events) - self._loaded
         if not self._loaded:
             self._load_ordinals(con)
@@ -96,6 +103,16 @@ class MetricsFold:
         """Make a result the state of the next fold."""
         if isinstance(folded.result, metrics.MetricsFolded):
             self._state.advance(folded.result)
+
+    @property
+    def full(self) -> bool:
+        """Whether more series than `SERIES_CACHED` are remembered."""
+        return len(self._state.series) > SERIES_CACHED
+
+    def trim(self) -> None:
+        """Drop the state where it is full."""
+        if self.full:
+            self.forget()
 
     def forget(self) -> None:
         """Drop the state."""
@@ -141,8 +158,6 @@ class RunsFold:
     def load(self, con: duckdb.DuckDBPyConnection, events: Sequence[Applied]) -> None:
         """Take in the current rows of the runs that are not in memory."""
         numbers = {run_number(path) for path in runs.keys(events)}
-        while len(self._rows) > RUNS_CACHED:
-            self._rows.popitem(last=False)
         wanted = [number for number in numbers if number not in self._rows]
         found = con.execute(
             "SELECT run, doc, off, off_first FROM current_runs WHERE run IN (SELECT unnest(?::BIGINT[]))", [wanted]
@@ -167,6 +182,16 @@ class RunsFold:
         if isinstance(folded.result, runs.RunChanges):
             for row in folded.result.current.values():
                 self._rows[row.number] = row
+
+    @property
+    def full(self) -> bool:
+        """Whether more runs than `RUNS_CACHED` are remembered."""
+        return len(self._rows) > RUNS_CACHED
+
+    def trim(self) -> None:
+        """Drop the runs longest unused."""
+        while self.full:
+            self._rows.popitem(last=False)
 
     def forget(self) -> None:
         """Drop the state."""

@@ -25,6 +25,7 @@ from icecore.position import METRICS, Place, Token
 from icecore.testing.memory_log import MemoryLog
 from icecore_ingest.logs.sqlite import SQLiteLog
 from icecore_projections.folds import Applied
+from icecore_projections.folds.metrics import packed
 from icecore_projections.poison import DEAD_MOST, PoisonDominatesError
 from icecore_projections.rebuild import digest_of
 from icecore_projections.runner import Runner
@@ -166,7 +167,7 @@ class Picky(MetricsFold):
 
     def fold(self, place: Place, events: Sequence[Applied]) -> Folded:
         for event in events[1:]:
-            if isinstance(event.event, MetricsLogged) and event.event.blocks[0]["step"][0] in self.hated:
+            if isinstance(event.event, MetricsLogged) and packed(event.event)[0].steps[0] in self.hated:
                 raise ValueError("a step that is hated")
         return super().fold(place, events)
 

@@ -22,20 +22,35 @@ class Activity(NamedTuple):
     console_lines: int
     off: int
 
-    def heard(self, ts: int, off: int) -> Activity:
-        """After a record accepted at `ts`."""
-        return self._replace(first_ts=min(self.first_ts, ts), heard_ts=max(self.heard_ts, ts), off=off)
 
-    def logged(self, last_step: int | None, rows: int, points: int) -> Activity:
-        """After history rows."""
-        steps = [step for step in (self.last_step, last_step) if step is not None]
-        return self._replace(
-            last_step=max(steps, default=None), rows_seen=self.rows_seen + rows, points=self.points + points
-        )
+class Tally:
+    """An `Activity` while a batch is walked: changed in place, record by record."""
 
-    def printed(self, lines: int) -> Activity:
-        """After console lines."""
-        return self._replace(console_lines=self.console_lines + lines)
+    __slots__ = tuple(Activity._fields)
+
+    def __init__(self, row: Activity) -> None:
+        self.first_ts, self.heard_ts, self.last_step, self.points, self.rows_seen, self.console_lines, self.off = row
+
+    def heard(self, ts: int, off: int) -> None:
+        """A record was accepted at `ts`."""
+        self.first_ts = min(self.first_ts, ts)
+        self.heard_ts = max(self.heard_ts, ts)
+        self.off = off
+
+    def logged(self, last_step: int, rows: int, points: int) -> None:
+        """History rows came, the highest step of which is `last_step`."""
+        if self.last_step is None or last_step > self.last_step:
+            self.last_step = last_step
+        self.rows_seen += rows
+        self.points += points
+
+    def printed(self, lines: int) -> None:
+        """Console lines came."""
+        self.console_lines += lines
+
+    def row(self) -> Activity:
+        """As it is now."""
+        return Activity(*(getattr(self, name) for name in Activity._fields))
 
 
 def first_heard(ts: int, off: int) -> Activity:

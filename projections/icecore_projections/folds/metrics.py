@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +12,8 @@ import pyarrow as pa
 from icecore.events import ConsoleLogged, MetricsLogged, RunHeartbeat, SystemLogged
 from icecore.limits import most
 from icecore_projections.folds import Applied, Changes, Rows, activity, console
-from icecore_projections.folds.activity import Activity
-from icecore_projections.folds.columns import Columns, Ints, PerSegment, Shape, checked_rows, flatten
+from icecore_projections.folds.activity import Activity, Tally
+from icecore_projections.folds.columns import Block, Columns, Ints, PerSegment, Shape, flatten, pack
 from icecore_projections.folds.series import NewSeries, SeriesState, Statistics, accumulate
 from icecore_projections.folds.texts import Texts
 from icecore_projections.schema import run_number
@@ -67,6 +66,17 @@ def kind_of(event: MetricsLogged | SystemLogged) -> str:
     return "metric" if isinstance(event, MetricsLogged) else "system"
 
 
+def packed(event: MetricsLogged | SystemLogged) -> list[Block]:
+    """An event's blocks as arrays; those that were packed while it was decoded stay as they are.
+
+    Raises:
+        Invalid: a block breaks a rule.
+    """
+    clock_only = isinstance(event, SystemLogged)
+    blocks: Sequence[Block | Mapping[str, Any]] = event.blocks
+    return [block if isinstance(block, Block) else pack(block, clock_only=clock_only) for block in blocks]
+
+
 class _Pass:
     """One fold: what is gathered while walking the events."""
 
@@ -76,78 +86,72 @@ class _Pass:
         self.numbers = {"metric": Columns(), "system": Columns()}
         self.texts = Texts()
         self.printed: list[tuple[int, ConsoleLogged]] = []
-        self.activity: dict[str, Activity] = {}
+        self.activity: dict[str, Tally] = {}
         self.rejected: list[tuple[Applied, str]] = []
 
     def run(self, events: Sequence[Applied]) -> MetricsFolded:
         for applied in events:
-            event, off = applied.event, applied.position.offset
+            event = applied.event
             if isinstance(event, MetricsLogged | SystemLogged):
-                kind = kind_of(event)
-                shapes = [(event.run, kind, *(block.get("cols") or ())) for block in event.blocks]
-                if not self._all_known(kind, shapes, event.blocks) and (reason := self._over_limit(event)):
-                    self.rejected.append((applied, reason))
-                    continue
-                self._heard(
-                    event.run, applied, self._walk(event.run, zip(event.blocks, shapes, strict=True), kind, off)
-                )
+                self._logged(applied, event)
             elif isinstance(event, ConsoleLogged):
-                self.printed.append((off, event))
-                self._heard(event.run, applied, partial(Activity.printed, lines=console.lines(event)))
+                self.printed.append((applied.position.offset, event))
+                self._heard(event.run, applied).printed(console.lines(event))
             elif isinstance(event, RunHeartbeat):
-                self._heard(event.run, applied, None)
+                self._heard(event.run, applied)
         return self._folded()
 
-    def _all_known(self, kind: str, shapes: Sequence[Shape], blocks: Sequence[Mapping[str, Any]]) -> bool:
+    def _logged(self, applied: Applied, event: MetricsLogged | SystemLogged) -> None:
+        """Gather an event's blocks; they change the run's activity, unless they are system metrics."""
+        kind, run, off = kind_of(event), event.run, applied.position.offset
+        blocks = packed(event)
+        shapes = [(run, kind, *block.keys) for block in blocks]
+        if not self._all_known(kind, shapes, blocks) and (reason := self._over_limit(run, kind, blocks)):
+            self.rejected.append((applied, reason))
+            return
+        heard = self._heard(run, applied)
+        numbers, slot = self.numbers[kind], self.new.slot
+        for block, shape in zip(blocks, shapes, strict=True):
+            rows = len(block.steps)
+            if not rows:
+                continue
+            numbers.add(block, off, shape, lambda key: slot(run, kind, key))
+            points = len(block.values)
+            if block.text:
+                points += self.texts.add(block.text, str, block, off, lambda key: slot(run, "text", key))
+            if block.flags:
+                points += self.texts.add(block.flags, bool, block, off, lambda key: slot(run, "bool", key))
+            if kind != "system":
+                heard.logged(block.last_step, rows, points)
+
+    def _all_known(self, kind: str, shapes: Sequence[Shape], blocks: Sequence[Block]) -> bool:
         """Whether an event surely names no new key: the quick answer for nearly all."""
         seen = self.numbers[kind].shapes
-        return all(shape in seen for shape in shapes) and not any("text" in b or "bool" in b for b in blocks)
+        return all(shape in seen for shape in shapes) and not any(block.text or block.flags for block in blocks)
 
-    def _over_limit(self, event: MetricsLogged | SystemLogged) -> str:
+    def _over_limit(self, run: str, kind: str, blocks: Sequence[Block]) -> str:
         """Why an event is not applied: it names more keys than a run may have. Empty where it is fine."""
-        known = len(self.state.series.slots.get(event.run, ())) + len(self.new.slots.get(event.run, ()))
+        known = len(self.state.series.slots.get(run, ())) + len(self.new.slots.get(run, ()))
         limit = most("metric_keys")
         names = {
-            (kind, key)
-            for block in event.blocks
-            for kind, columns in ((kind_of(event), "cols"), ("text", "text"), ("bool", "bool"))
-            for key in block.get(columns) or ()
+            (group, key)
+            for block in blocks
+            for group, keys in ((kind, block.keys), ("text", block.text), ("bool", block.flags))
+            for key in keys or ()
         }
-        names -= self.state.series.slots.get(event.run, {}).keys()
-        names -= self.new.slots.get(event.run, {}).keys()
+        names -= self.state.series.slots.get(run, {}).keys()
+        names -= self.new.slots.get(run, {}).keys()
         if known + len(names) <= limit:
             return ""
         return f"expected at most {limit} metric keys in a run, got {known + len(names)}"
 
-    def _walk(
-        self, run: str, blocks: Iterable[tuple[Mapping[str, Any], Shape]], kind: str, off: int
-    ) -> Callable[[Activity], Activity] | None:
-        """Gather an event's blocks; how they change the run's activity."""
-        last_step: int | None = None
-        rows = points = 0
-        numbers, slot = self.numbers[kind], self.new.slot
-        for block, shape in blocks:
-            steps = checked_rows(block, clock_only=kind == "system")
-            if not steps:
-                continue
-            numbers.add(block, steps, off, shape, lambda key: slot(run, kind, key))
-            points += len(steps) * len(block.get("cols") or ())
-            if texts := block.get("text"):
-                points += self.texts.add(texts, str, block, steps, off, lambda key: slot(run, "text", key))
-            if flags := block.get("bool"):
-                points += self.texts.add(flags, bool, block, steps, off, lambda key: slot(run, "bool", key))
-            rows += len(steps)
-            highest = max(steps)
-            last_step = highest if last_step is None else max(last_step, highest)
-        if kind == "system":
-            return None
-        return lambda row: row.logged(last_step, rows, points)
-
-    def _heard(self, run: str, applied: Applied, change: Callable[[Activity], Activity] | None) -> None:
+    def _heard(self, run: str, applied: Applied) -> Tally:
         ts, off = applied.envelope.ts_server, applied.position.offset
-        row = self.activity.get(run) or self.state.activity.get(run)
-        row = activity.first_heard(ts, off) if row is None else row.heard(ts, off)
-        self.activity[run] = row if change is None else change(row)
+        tally = self.activity.get(run)
+        if tally is None:
+            tally = self.activity[run] = Tally(self.state.activity.get(run) or activity.first_heard(ts, off))
+        tally.heard(ts, off)
+        return tally
 
     def _folded(self) -> MetricsFolded:
         append: dict[str, list[pa.Table]] = {}
@@ -171,8 +175,9 @@ class _Pass:
         texts = self.texts.last_texts(self.state.series)
         changes = Changes(append)
         self._put_series(changes, slots, statistics, texts)
-        self._put_activity(changes)
-        return MetricsFolded(changes, self.rejected, self.new, slots, statistics, texts, self.activity)
+        heard = {run: tally.row() for run, tally in self.activity.items()}
+        self._put_activity(changes, heard)
+        return MetricsFolded(changes, self.rejected, self.new, slots, statistics, texts, heard)
 
     def _put_series(self, changes: Changes, slots: Ints, statistics: Statistics, texts: Mapping[int, str]) -> None:
         """New series are rows to append, known ones columns to update."""
@@ -190,9 +195,9 @@ class _Pass:
             fresh = fresh.add_column(3, "key", pa.array([key for _, _, key in names], pa.string()))
             changes.append["series"] = [fresh]  # type: ignore[index]
 
-    def _put_activity(self, changes: Changes) -> None:
-        known = {run: row for run, row in self.activity.items() if run in self.state.activity}
-        fresh = {run: row for run, row in self.activity.items() if run not in self.state.activity}
+    def _put_activity(self, changes: Changes, heard: Mapping[str, Activity]) -> None:
+        known = {run: row for run, row in heard.items() if run in self.state.activity}
+        fresh = {run: row for run, row in heard.items() if run not in self.state.activity}
         if known:
             changes.update["run_activity"] = [Rows(("run",), activity.table(known))]  # type: ignore[index]
         if fresh:

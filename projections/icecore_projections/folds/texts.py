@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from icecore.errors import Invalid
 from icecore_projections import arrow
-from icecore_projections.folds.columns import PerSegment, SlotOf, check_whole
+from icecore_projections.folds.columns import Block, PerSegment, SlotOf
 from icecore_projections.folds.series import NewSeries, SeriesState
 
 _KINDS: Final[arrow.Columns] = {
@@ -38,21 +38,17 @@ class Texts:
         self,
         columns: Mapping[str, Sequence[Any]],
         kind: type[str | bool],
-        block: Mapping[str, Any],
-        steps: Sequence[int],
+        block: Block,
         off: int,
         slot_of: SlotOf,
     ) -> int:
-        """Add the columns of one checked block; how many values they hold.
+        """Add the columns of a block with rows; how many values they hold.
 
         Raises:
             Invalid: a column's length is not the block's, or a value is of another kind.
         """
+        steps, ts = block.steps.tolist(), block.ts.tolist()
         rows = len(steps)
-        if not rows:
-            return 0
-        ts = block["ts"]
-        check_whole(steps, ts)
         first = min(range(rows), key=lambda row: (steps[row], row))
         last = max(range(rows), key=lambda row: (steps[row], row))
         for key, column in columns.items():
