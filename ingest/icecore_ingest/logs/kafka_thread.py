@@ -1,0 +1,81 @@
+"""A thread with an event loop of its own: where a log's Kafka clients live.
+
+aiokafka's clients belong to the loop they were made in, while a log serves callers of any loop and thread. It also
+keeps heartbeats and answers on time while a caller's loop is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from icecore.errors import LogError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for callers of any event loop.
+
+    Args:
+        name: the thread's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = _new_loop()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` in the thread's loop; cancelled here, it is cancelled there.
+
+        Raises:
+            LogError: the thread has ended.
+        """
+        with self._lock:
+            if self._closed:
+                raise LogError("expected an open log, got a closed one")
+            future = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        return await asyncio.wrap_future(future)
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Call `call()` in the thread's loop, soon; forgotten where the thread has ended."""
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(call)
+
+    async def stop(self) -> None:
+        """End the thread; what still runs in it is cancelled."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where there is one: it halves what a request costs."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
