@@ -9,17 +9,19 @@ frame = api.run("entity/project/run_id").history(keys=["loss"], samples=None)
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, overload
+from typing import Any, Final, NamedTuple, overload
 from urllib.parse import quote, urljoin
 
-from icecore.errors import UsageError
+from icecore.errors import NotFound, UsageError
 from icecore.http import JsonClient
 from icecore.readout import Row, finite_or_float, frame, stream_rows, thin, want_frame
 from icecore.settings import Settings, load_credentials
 
 CHANGEABLE: Final = ("name", "notes", "group", "job_type", "tags")
 ORDER_DEFAULT: Final = "+created_at"
+PROJECTS_NAMED: Final = 10
 
 
 class Api:
@@ -81,6 +83,7 @@ class Api:
 
         Raises:
             UsageError: the path is no project's.
+            NotFound: there is no such project; raised when the runs are first looked at.
         """
         entity, project = self._project_path(path)
         return Runs(self.client, entity, project, filters or {}, order, per_page)
@@ -145,6 +148,13 @@ class Project:
         return f"<Project {self.path}>"
 
 
+class RunError(NamedTuple):
+    """The exception that ended a run."""
+
+    type: str
+    message: str
+
+
 class Runs(Sequence["Run"]):
     """Runs of a project in an order, fetched as they are needed. `len` is how many match on the server."""
 
@@ -155,6 +165,7 @@ class Runs(Sequence["Run"]):
             raise UsageError(f"expected per_page of at least 1, got {per_page}")
         self._client = client
         self._address = _address(entity, project)
+        self._path = f"{entity}/{project}"
         self._query = {"filters": dict(filters) or None, "order": order, "limit": per_page}
         self._runs: list[Run] = []
         self._cursor: str | None = None
@@ -196,7 +207,20 @@ class Runs(Sequence["Run"]):
         self._cursor = answer.get("cursor")
         self._more = bool(self._cursor)
         if self._count is None:
+            if not answer["count"]:
+                self._expect_project()
             self._count = int(answer["count"])
+
+    def _expect_project(self) -> None:
+        """Where no run is found: because none is like that, or because there is no such project?"""
+        found = sorted(f"{doc['entity']}/{doc['project']}" for doc in self._client.ask("GET", "projects")["projects"])
+        if self._path not in found:
+            near = difflib.get_close_matches(self._path, found, PROJECTS_NAMED, 0.0)
+            more = f" and {len(found) - len(near)} more" if len(found) > len(near) else ""
+            raise NotFound(
+                f"expected a project that has runs, got {self._path}",
+                hint=f"there are {', '.join(near)}{more}" if found else "there is no project yet",
+            )
 
     def __repr__(self) -> str:
         return f"<Runs {self._address.removeprefix('runs/')}>"
@@ -283,6 +307,17 @@ class Run:
     def state(self) -> str:
         """`running`, `finished`, `failed`, `killed` or `crashed`."""
         return str(self._doc.get("state", ""))
+
+    @property
+    def exit_code(self) -> int | None:
+        """How its process ended: 0 is success. None while it is not known."""
+        return self._doc.get("exit_code")
+
+    @property
+    def error(self) -> RunError | None:
+        """What ended a run that failed; None for any other."""
+        found = self._doc.get("error")
+        return RunError(str(found.get("type") or ""), str(found.get("message") or "")) if found else None
 
     @property
     def user(self) -> User:

@@ -33,7 +33,8 @@ class Lane:
         self.keys = keys
         self.stride = len(keys) + 2
         self.flat: list[Any] = []
-        self.pick: Pick = itemgetter(*keys) if len(keys) > 1 else _only(keys[0])
+        first, *more = keys
+        self.pick: Pick = itemgetter(*keys) if more else _only(first)
 
     def take(self, rows: int) -> list[Any]:
         """Remove the oldest rows, at most so many, and return them flat."""

@@ -426,6 +426,32 @@ def test_thinning_keeps_the_ends(rows: list[int], samples: int) -> None:
     assert thin(rows, None) == rows
 
 
+def test_an_unknown_project_names_those_there_are(api: Api, said: AnsweringServer) -> None:
+    """A typing error is no empty project: looking at its runs says what there is."""
+    none = {"runs": [], "cursor": None, "count": 0, "facets": {}}
+    said.answers["GET runs/e/pp"] = said.answers["GET runs/e/p"] = lambda _: Reply(none)
+
+    with pytest.raises(NotFound, match=r"got e/pp \(there are e/p\)"):
+        len(api.runs("e/pp"))
+    with pytest.raises(NotFound, match="e/p"):
+        list(api.runs("e/pp"))
+    assert list(api.runs("e/p", filters={"tags": "nowhere"})) == []
+
+
+def test_how_a_run_ended(api: Api, said: AnsweringServer) -> None:
+    """The exit code, and of a run that failed the exception."""
+    failed = document(0, state="failed", exit_code=1, error={"type": "ValueError", "message": "no data"})
+    said.answers["GET runs/e/p/failed"] = lambda _: Reply(failed)
+    said.answers["GET runs/e/p/running"] = lambda _: Reply(document(0, state="running", exit_code=None))
+    ended = api.run("e/p/failed")
+
+    assert (ended.exit_code, ended.error) == (1, ("ValueError", "no data"))
+    assert ended.error is not None
+    assert ended.error.type == "ValueError"
+    assert (api.run("e/p/r0").exit_code, api.run("e/p/r0").error) == (0, None)
+    assert api.run("e/p/running").exit_code is None
+
+
 def test_a_run_shows_its_path() -> None:
     """A run's repr names it."""
     with answering() as server:

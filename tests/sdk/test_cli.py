@@ -103,6 +103,7 @@ def said() -> Iterator[AnsweringServer]:
             "GET status": lambda _: Reply({**status, "rejections": 0, "skipped": 0, "data": "/d"}),
             "GET projects": lambda _: Reply({"projects": [{"entity": "e", "project": "p", "runs": 2, "last_ts": 5}]}),
             "GET runs/e/p": lambda _: Reply({"runs": [RUN, other], "cursor": None, "count": 2, "facets": {}}),
+            "GET runs/e/q": lambda _: Reply({"runs": [], "cursor": None, "count": 0, "facets": {}}),
             "GET runs/e/p/r0": lambda _: Reply(RUN),
             "GET runs/e/p/r0/history": lambda _: Reply(rows),
             "GET projects/e/p/history": lambda _: Reply(b"run,key\n"),
@@ -311,6 +312,7 @@ ERRORS = [
     (["nothing"], 2, "No such command"),
     (["run"], 2, "RUN"),
     (["run", "e/p/nope"], 5, "expected a known path"),
+    (["runs", "e/q"], 5, "expected a project that has runs, got e/q"),
     (["log", "show", "here"], 2, "expected a position"),
     (["login", "--key", "-"], 2, "expected an API key"),
 ]
