@@ -77,7 +77,9 @@ class Gateway:
         metrics: Metrics,
         settings: GatewaySettings,
         poisoned: Callable[[], None],
+        clock: Callable[[], int] = now_ms,
     ) -> None:
+        self._clock = clock
         self.flow = Flow(settings.in_flight_bytes, settings.in_flight_bytes_per_key)
         self.metrics = metrics
         self._log = log
@@ -142,7 +144,7 @@ class Gateway:
             wire = await self._read_body(receive, declared, hold)
             encoding = headers.get(b"content-encoding")
             plain = wire if encoding is None else decompress(wire, encoding.decode("latin-1"))
-            admitted = admit(plain, Sender(caller.user, caller.credential), now_ms())
+            admitted = admit(plain, Sender(caller.user, caller.credential), self._clock())
             positions = await self._append(admitted)
             self.metrics.add("icecore_received_bytes_total", len(wire))
             self.metrics.add("icecore_accepted_bytes_total", len(plain))

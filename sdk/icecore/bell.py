@@ -14,19 +14,19 @@ class Bell:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: set[asyncio.Future[None]] = set()
+        self._listeners: dict[asyncio.Future[None], None] = {}  # in the order they came
 
     def listen(self) -> asyncio.Future[None]:
         """A future that is done at the next ring. Call `forget` with it in the end."""
         heard = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._listeners.add(heard)
+            self._listeners[heard] = None
         return heard
 
     def forget(self, heard: asyncio.Future[None]) -> None:
         """Stop listening."""
         with self._lock:
-            self._listeners.discard(heard)
+            self._listeners.pop(heard, None)
         heard.cancel()
 
     def ring(self) -> None:
@@ -34,7 +34,7 @@ class Bell:
         if not self._listeners:
             return
         with self._lock:
-            listeners, self._listeners = self._listeners, set()
+            listeners, self._listeners = self._listeners, {}
         by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         for heard in listeners:
             by_loop.setdefault(heard.get_loop(), []).append(heard)
