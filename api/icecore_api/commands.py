@@ -17,6 +17,7 @@ import click
 
 from icecore.cli.output import json_option, print_json
 from icecore.errors import SettingsError
+from icecore_api.supervise import log_of
 from icecore_api.targets import Remote, Report, target
 
 DATA_DEFAULT = "~/.icecore/data"
@@ -51,12 +52,22 @@ def _data_option(function: Any) -> Any:
     )(function)
 
 
+def _log_option(function: Any) -> Any:
+    return click.option(
+        "--log",
+        default="",
+        envvar="ICECORE_LOG",
+        help="The log: kafka://HOST:PORT,…; without it, files in the data folder.",
+    )(function)
+
+
 @click.command(
     epilog="""\b
 Examples:
   icecore up
   icecore up --data ./ice --port 0 --json
   icecore up --host 0.0.0.0 --public-host ice.example.org
+  icecore up --log kafka://broker:9092
 """
 )
 @_data_option
@@ -69,9 +80,10 @@ Examples:
     envvar="ICECORE_PORT",
     help="Port; 0 picks a free one.",
 )
+@_log_option
 @click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help='First line: {"url", "login_url", "api_key"}.')
-def up(data: Path, host: str, port: int, public_host: tuple[str, ...], as_json: bool) -> None:
+def up(data: Path, host: str, port: int, log: str, public_host: tuple[str, ...], as_json: bool) -> None:
     """Serve a data folder: one command, two processes, until Ctrl-C."""
     _need_server()
     from icecore_api.supervise import FirstWords, Plan
@@ -89,7 +101,8 @@ def up(data: Path, host: str, port: int, public_host: tuple[str, ...], as_json: 
             click.echo("  next: `import icecore` in a script, or `icecore demo`; Ctrl-C stops")
         sys.stdout.flush()
 
-    asyncio.run(serve(Plan(data.expanduser().absolute(), host, port, public_host), ready=ready, say=say))
+    plan = Plan(data.expanduser().absolute(), host, port, public_host, log)
+    asyncio.run(serve(plan, ready=ready, say=say))
 
 
 @click.command(
@@ -176,10 +189,10 @@ def rebuild(data: Path | None, verify: bool, as_json: bool) -> int:
 
 
 async def _rebuild_folder(data: Path, report: Report, *, verify: bool) -> dict[str, Any]:
-    from icecore_ingest.logs.sqlite import SQLiteLog
+    from icecore_ingest.logs.opening import open_log
     from icecore_projections.rebuild import rebuild as fold_anew
 
-    log = SQLiteLog.open(data / "log", readonly=True)
+    log = await open_log(log_of(data), readonly=True)
     try:
         found = await fold_anew(log, data / "store", verify=verify, progress=lambda p: report(p.as_json()))
         return found.as_json()
@@ -205,7 +218,7 @@ def fsck(data: Path | None, as_json: bool) -> int:
         else:
             from icecore_api.checks import check_folder
 
-            found = asyncio.run(check_folder(where.data, report)).as_json()
+            found = asyncio.run(check_folder(where.data, log_of(where.data), report)).as_json()
     if as_json:
         print_json(found)
     else:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from icecore.errors import StoreDamaged
-from icecore_ingest.logs.sqlite import SQLiteLog
+from icecore.log import EventLog
+from icecore.position import Token
+from icecore_ingest.logs.opening import is_kafka, open_log
 from icecore_projections import generations
 from icecore_projections.runner import Runner
 from icecore_projections.store import Store
@@ -27,29 +29,34 @@ class Folding:
 
     Args:
         data: the data folder.
+        where: its log: a folder, or kafka://…, which Faust reads.
         say: told a sentence whenever a person may want to know.
     """
 
-    def __init__(self, data: Path, *, say: Callable[[str], None]) -> None:
-        self.log = SQLiteLog.open(data / "log", readonly=True)
+    store: Store
+    runner: Runner
+
+    def __init__(self, data: Path, where: str | Path, *, say: Callable[[str], None]) -> None:
+        self._data = data
+        self._where = where
         self._say = say
         self._folder = data / "store"
-        self.store: Store = generations.open_current(self._folder, log_id=self.log.log_id, say=say)
-        self.runner = Runner(self.log, self.store)
         self._loop = asyncio.new_event_loop()
         self._rest = asyncio.Event()
         self._stopping = False
         self._waiting: queue.SimpleQueue[Callable[[], Awaitable[None]]] = queue.SimpleQueue()
+        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="folding", daemon=True)
 
     async def start(self) -> None:
-        """Begin to fold.
+        """Open log and store, and begin to fold.
 
         Raises:
+            LogError, StoreError: one of them cannot be opened.
             StoreAhead: the store has folded records that the log does not have.
         """
-        await self.store.check_log(self.log)
         self._thread.start()
+        await asyncio.wrap_future(self._opened)
 
     def stop(self) -> None:
         """Finish the batch in hand and close store and log."""
@@ -93,18 +100,49 @@ class Folding:
         self._loop.call_soon_threadsafe(self._rest.set)
         return await asyncio.wrap_future(done)
 
-    async def _open_current(self) -> None:
-        before = self.store
-        self.store = generations.open_current(self._folder, log_id=self.log.log_id, say=self._say)
-        self.runner = Runner(self.log, self.store)
-        before.close()
+    # ----------------------------------------------------------------------------------- the folding thread
 
     def _run(self) -> None:
         # what is accepted must not wait for what is folded: the gateway goes first where cores are short
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._fold())
+        self._loop.run_until_complete(self._live())
+        left = asyncio.all_tasks(self._loop)  # what a library began and did not end
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+
+    async def _live(self) -> None:
+        async with contextlib.AsyncExitStack() as opened:
+            try:
+                log = await open_log(self._where, readonly=True)
+                opened.push_async_callback(log.close)
+                self.store = generations.open_current(self._folder, log_id=log.log_id, say=self._say)
+                await self.store.check_log(log)
+                source = await opened.enter_async_context(self._source(log))
+                self.runner = Runner(source, self.store)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever started us
+                self._opened.set_exception(error)
+                return
+            self._opened.set_result(None)
+            await self._fold()
+
+    @contextlib.asynccontextmanager
+    async def _source(self, log: EventLog) -> Any:
+        """What the runner reads: the log itself, or what Faust delivers of it."""
+        if not is_kafka(self._where):
+            yield log
+            return
+        from icecore_ingest.logs.kafka_settings import KafkaSettings
+        from icecore_projections.faust_app import feeding, group_of
+
+        brokers = KafkaSettings.parse(str(self._where))
+        async with feeding(brokers, group_of(brokers, self._data), log, self._folded, self._say) as feed:
+            yield feed
+
+    def _folded(self) -> Token:
+        return self.store.token()  # of the store that serves at that moment: a rebuild may switch it
 
     async def _fold(self) -> None:
         while not self._stopping:
@@ -118,4 +156,9 @@ class Folding:
             with contextlib.suppress(queue.Empty):
                 while True:
                     await self._waiting.get_nowait()()
-        await self.log.close()
+
+    async def _open_current(self) -> None:
+        before = self.store
+        self.store = generations.open_current(self._folder, log_id=before.log_id, say=self._say)
+        self.runner = Runner(self.runner.log, self.store)
+        before.close()

@@ -11,7 +11,7 @@ from typing import Any
 from icecore_api.checks import check_folder
 from icecore_api.context import Report
 from icecore_api.folding import Folding
-from icecore_ingest.logs.sqlite import SQLiteLog
+from icecore_ingest.logs.opening import open_log
 from icecore_projections.digest import digest
 from icecore_projections.rebuild import Rebuilt, rebuild
 
@@ -19,15 +19,16 @@ from icecore_projections.rebuild import Rebuilt, rebuild
 class LiveOperations:
     """Operations beside a folding that goes on."""
 
-    def __init__(self, data: Path, folding: Folding) -> None:
+    def __init__(self, data: Path, log: str | Path, folding: Folding) -> None:
         self._data = data
+        self._log = log
         self._folding = folding
 
     async def rebuild(self, report: Report, *, verify: bool) -> Mapping[str, Any]:
         """Fold the log into a new store; compare digests; switch unless only verifying. Returns the outcome."""
 
         async def work() -> Rebuilt:
-            log = SQLiteLog.open(self._data / "log", readonly=True)
+            log = await open_log(self._log, readonly=True)
             try:
                 return await rebuild(
                     log,
@@ -48,7 +49,7 @@ class LiveOperations:
         """Check log, store and spools. Returns the findings."""
 
         def work() -> Mapping[str, Any]:
-            return asyncio.run(check_folder(self._data, report, serving=self._folding.store)).as_json()
+            return asyncio.run(check_folder(self._data, self._log, report, serving=self._folding.store)).as_json()
 
         return await asyncio.to_thread(work)
 

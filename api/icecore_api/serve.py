@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import logging
 import os
-import signal
+import socket
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -26,11 +24,10 @@ from icecore_api.app import create_app
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.folding import Folding
 from icecore_api.operations import LiveOperations
-from icecore_ingest.identities import Identities
-from icecore_ingest.logs.sqlite import SQLiteLog
-
-SOCKET_MODE: Final = 0o600
-DRAIN_S: Final = 10
+from icecore_api.supervise import Lock, prepare, remember_log
+from icecore_ingest.identities import Identities, found_owner
+from icecore_ingest.logs.opening import open_log
+from icecore_ingest.serving import DRAIN_S, Server, listen, quiet_uvicorn
 
 
 def say(event: str, **facts: Any) -> None:
@@ -44,29 +41,20 @@ class Settings:
     """What can be chosen."""
 
     data: Path
-    url: str
+    log: str = ""
+    """A folder or kafka://…; without it DATA/log."""
+    url: str = ""
+    """The address people reach the server by."""
+    listener: socket.socket | None = None
+    """Where to listen; without it the socket in DATA/run."""
     crashed_after_s: float = CRASHED_AFTER_S
+    alone: bool = False
+    """No supervisor holds the folder and makes the owner: this process does."""
 
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which ends with exit code 0 on SIGTERM and says when it is ready."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT. uvicorn would raise them again when it has stopped."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        yield
-
-    def _stop(self) -> None:
-        self.should_exit = True
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Start, then tell the supervisor."""
-        await super().startup(sockets)
-        if self.started:
-            os.write(1, json.dumps({"ready": True, "pid": os.getpid()}).encode() + b"\n")
+    @property
+    def log_address(self) -> str | Path:
+        """The log to open."""
+        return self.log or self.data / "log"
 
 
 async def serve(settings: Settings) -> int:
@@ -76,8 +64,13 @@ async def serve(settings: Settings) -> int:
         LogError, StoreError: the log or the store cannot be opened.
     """
     data = settings.data
-    log = SQLiteLog.open(data / "log")
-    folding = Folding(data, say=say)
+    log = await open_log(settings.log_address)
+    if settings.alone:
+        chosen = _chosen_key()
+        made = await found_owner(log, secret=chosen)
+        if made and not chosen:
+            _leave_key(made, data / "owner-key")
+    folding = Folding(data, settings.log_address, say=say)
     await folding.start()
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
@@ -85,18 +78,14 @@ async def serve(settings: Settings) -> int:
         log=log,
         current_store=lambda: folding.store,
         identities=identities,
-        operations=LiveOperations(data, folding),
+        operations=LiveOperations(data, settings.log_address, folding),
         producer=str(uuid.uuid4()),
         data=data,
         processes=lambda: {**processes(data), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
     )
-    path = data / "run" / "store.sock"
-    path.unlink(missing_ok=True)
-    os.umask(0o177)
     config = uvicorn.Config(
         create_app(context),
-        uds=str(path),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -104,15 +93,41 @@ async def serve(settings: Settings) -> int:
         ws="none",
         timeout_graceful_shutdown=DRAIN_S,
     )
-    _quiet_uvicorn()
+    quiet_uvicorn()
     try:
-        await Server(config).serve()
+        await Server(config).serve(sockets=[settings.listener or _own_socket(data)])
     finally:
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
         await asyncio.to_thread(folding.stop)
         await log.close()
     return 0
+
+
+def _chosen_key() -> str:
+    """The owner's key, where whoever set this up has chosen one."""
+    if file := os.environ.get("ICECORE_OWNER_KEY_FILE", ""):
+        return Path(file).read_text("utf-8").strip()
+    return os.environ.get("ICECORE_OWNER_KEY", "")
+
+
+def _leave_key(key: str, file: Path) -> None:
+    """Keep a new owner's key where only this user can read it: what a process says ends up in logs."""
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text(key + "\n", "utf-8")
+    say("the owner was made", key_is_in=str(file))
+
+
+def _own_socket(data: Path) -> socket.socket:
+    """The socket that only this user's processes can connect to."""
+    path = data / "run" / "store.sock"
+    path.unlink(missing_ok=True)
+    os.umask(0o177)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.setblocking(False)  # noqa: FBT003 - the library's signature
+    return listener
 
 
 def processes(data: Path) -> Mapping[str, Any]:
@@ -131,23 +146,44 @@ def processes(data: Path) -> Mapping[str, Any]:
     }
 
 
-def _quiet_uvicorn() -> None:
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [logging.NullHandler()], False
+def _hold(data: Path, log: str, url: str, listener: socket.socket | None) -> str:
+    """Take the folder for as long as this process lives; answers the log's address.
+
+    Raises:
+        SettingsError: the folder cannot be written, or belongs to another log.
+        Unavailable: another process serves it.
+    """
+    prepare(data)
+    lock = Lock(data)
+    host, port = listener.getsockname()[:2] if listener else ("", 0)
+    lock.write({"pid": os.getpid(), "url": url or f"http://{host}:{port}"})
+    _held.append(lock)
+    return remember_log(data, log)
+
+
+_held: list[Lock] = []
+"""Until the process ends."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Answers the exit code: 0 after SIGTERM, 2 where it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m icecore_api.serve", description="icecore's store")
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--log", default="", help="the log: a folder or kafka://…; by default DATA/log")
     parser.add_argument("--url", default="", help="the address people reach the server by")
+    parser.add_argument("--host", default="", help="listen on this address instead of the socket in DATA/run")
+    parser.add_argument("--port", type=int, default=0, help="with --host: the port; 0 picks a free one")
+    parser.add_argument("--alone", action="store_true", help="hold the folder, and make the owner of a new log")
     given = parser.parse_args(arguments)
-    end_with_parent()
+    if not given.alone:
+        end_with_parent()
     after = float(os.environ.get("ICECORE_CRASHED_AFTER", CRASHED_AFTER_S))
     try:
+        listener = listen(given.host, given.port) if given.host else None
+        log = _hold(given.data, given.log, given.url, listener) if given.alone else given.log
+        settings = Settings(given.data, log, given.url, listener, after, given.alone)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(Settings(given.data, given.url, after)))
+            return runner.run(serve(settings))
     except IcecoreError as error:
         say("cannot start", **error.body()["error"])
         return 2

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
+from urllib.parse import parse_qsl, urlsplit
 
 from icecore.errors import SettingsError, Unavailable
 from icecore.events import Event
@@ -42,12 +43,57 @@ class Plan:
     port: int
     public_hosts: tuple[str, ...] = ()
     """Names and addresses, besides loopback's, that requests may be made to."""
+    log: str = ""
+    """The log, where it is not in the data folder: kafka://…"""
+
+    @property
+    def log_address(self) -> str | Path:
+        """The log to open."""
+        return self.log or self.data / "log"
 
     @property
     def url(self) -> str:
         """The address to give to clients."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::", "localhost"} else self.host  # noqa: S104 - compared, not bound
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def log_of(data: Path) -> str | Path:
+    """The log of a data folder: the one it was served with, or the one in it."""
+    try:
+        return (data / "LOG").read_text("utf-8").strip() or data / "log"
+    except OSError:
+        return data / "log"
+
+
+def remember_log(data: Path, where: str) -> str:
+    """Keep the address of a log that is not in the data folder, so that whoever works on the folder later finds it.
+
+    Returns:
+        The address to use: `where`, or without one what was remembered.
+
+    Raises:
+        SettingsError: the folder belongs to another log already.
+    """
+    before = log_of(data)
+    embedded = (data / "log" / "LOG_ID").exists()
+    if where and (embedded or (isinstance(before, str) and not same_log(before, where))):
+        raise SettingsError(
+            f"expected the log of {data}, {'its own' if embedded else before}, got {where}",
+            hint="choose another --data; `icecore log copy` moves a log",
+        )
+    if where:
+        (data / "LOG").write_text(where + "\n", "utf-8")
+    return where or (before if isinstance(before, str) else "")
+
+
+def same_log(one: str, other: str) -> bool:
+    """Whether two addresses name the same topics; brokers come and go, and the store's log id is the last word."""
+    return _prefix(one) == _prefix(other)
+
+
+def _prefix(where: str) -> str:
+    return dict(parse_qsl(urlsplit(where).query)).get("prefix", "icecore")
 
 
 @dataclass(slots=True)
@@ -107,7 +153,7 @@ def prepare(data: Path) -> None:
         SettingsError: it cannot be made or written.
     """
     try:
-        for folder in (data, data / "run", data / "log", data / "store"):
+        for folder in (data, data / "run", data / "store"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = data / "run" / f".probe-{os.getpid()}"
         probe.write_bytes(b"")
@@ -255,7 +301,7 @@ class Supervisor:
 def child_processes(plan: Plan, listener: socket.socket) -> list[Child]:
     """The gateway and the store of one machine."""
     python = [sys.executable, "-m"]
-    data = ["--data", str(plan.data)]
+    data = ["--data", str(plan.data), *(("--log", plan.log) if plan.log else ())]
     fd = listener.fileno()
     public = [word for name in plan.public_hosts for word in ("--public-host", name)]
     return [
@@ -275,7 +321,7 @@ class FirstWords:
     api_key: str | None
 
 
-async def introduce(data: Path, url: str) -> FirstWords:
+async def introduce(where: str | Path, url: str) -> FirstWords:
     """Make the owner on a new log, offer a one-time login link, and see that the local client has a key.
 
     A key is only ever stored as its hash. So where the local client has none for this address (another port, another
@@ -284,9 +330,9 @@ async def introduce(data: Path, url: str) -> FirstWords:
     from icecore.settings import load_credentials, save_credentials
     from icecore_ingest.identities import OWNER, found_owner, system_records
     from icecore_ingest.identity import new_key, new_login_offer
-    from icecore_ingest.logs.sqlite import SQLiteLog
+    from icecore_ingest.logs.opening import open_log
 
-    log = SQLiteLog.open(data / "log")
+    log = await open_log(where)
     try:
         first_key = await found_owner(log)
         token, offer = new_login_offer(OWNER, LOGIN_LINK_MS)
@@ -317,13 +363,13 @@ async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[
     prepare(plan.data)
     lock = Lock(plan.data)
     listener = bind(plan.host, plan.port)
-    plan = replace(plan, port=listener.getsockname()[1])
+    plan = replace(plan, port=listener.getsockname()[1], log=remember_log(plan.data, plan.log))
     lock.write({"pid": os.getpid(), "url": plan.url})
     supervisor = Supervisor(plan, child_processes(plan, listener), say=say)
     starting = asyncio.create_task(supervisor.start())
     await asyncio.sleep(0)  # the children import their libraries while the owner is made
     try:
-        words = await introduce(plan.data, plan.url)
+        words = await introduce(plan.log_address, plan.url)
         await starting
     except BaseException:
         starting.cancel()

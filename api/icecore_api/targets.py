@@ -63,7 +63,7 @@ def target(data: Path | None) -> Iterator[Offline | Remote]:
         yield Remote(JsonClient(settings.url, settings.key))
         return
     folder = data.expanduser().absolute()
-    if not (folder / "log").is_dir():
+    if not (folder / "LOG").exists() and not (folder / "log").is_dir():
         raise NotFound(f"expected a data folder with a log in it, got {folder}", hint="name another with --data")
     try:
         lock = Lock(folder)

@@ -1,6 +1,6 @@
 """The gateway: it owns the port, takes events into the log, and passes everything else to the store.
 
-    python -m icecore_ingest.gateway --data DIR [--host H] [--port N | --fd N] [--public-host NAME …]
+    python -m icecore_ingest.gateway --data DIR [--log LOG] [--store URL] [--host H] [--port N | --fd N] …
 
 The event path is short on purpose: authenticate, hold the request's bytes, read, decompress, `admit`, append, answer.
 """
@@ -323,7 +323,7 @@ def create_app(
     log: EventLog,
     identities: Identities,
     *,
-    store_socket: Path,
+    store: Path | str,
     settings: GatewaySettings | None = None,
     poisoned: Callable[[], None] = lambda: None,
 ) -> tuple[App, Gateway, Proxy]:
@@ -332,7 +332,7 @@ def create_app(
     Args:
         log: where events go.
         identities: who may send them; the caller runs `identities.follow()`.
-        store_socket: where the store listens.
+        store: where the store listens: a Unix socket, or http://HOST:PORT.
         settings: what can be chosen.
         poisoned: called after a request was answered because the log can take no more until reopened.
 
@@ -341,7 +341,7 @@ def create_app(
     """
     settings = settings or GatewaySettings()
     metrics = Metrics()
-    proxy = Proxy(store_socket, metrics)
+    proxy = Proxy(store, metrics)
     gateway = Gateway(log, identities, proxy, metrics, settings, poisoned)
     return Security(gateway, SecurityPolicy(settings.public_hosts)), gateway, proxy
 

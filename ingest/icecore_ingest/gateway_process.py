@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import logging
 import os
-import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from icecore.errors import IcecoreError, SettingsError
+from icecore.errors import IcecoreError
 from icecore.lifeline import end_with_parent
 from icecore_ingest.gateway import Gateway, GatewaySettings, create_app, say
 from icecore_ingest.identities import Identities
-from icecore_ingest.logs.sqlite import SQLiteLog
+from icecore_ingest.logs.opening import open_log
+from icecore_ingest.serving import BACKLOG, DRAIN_S, Server, listen, quiet_uvicorn
 
-DRAIN_S: Final = 10
-"""How long SIGTERM waits for requests in flight."""
 HEAD_BYTES: Final = 64 * 1024
 """The longest request line and headers together."""
 KEEP_ALIVE_S: Final = 75
 EXIT_POISONED: Final = 75
-_BACKLOG: Final = 2048
 _LARGE_BYTES: Final = 64 * 1024
 _SWEEP_S: Final = 5.0
 
@@ -131,32 +126,8 @@ class Connection(HttpToolsProtocol):
         return reading and not self.flow.read_paused and now - self.data_last > pause_s
 
 
-class Server(uvicorn.Server):
-    """The server of uvicorn, which ends with exit code 0 on SIGTERM, and gives up clients that never finish a head."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT. uvicorn would raise them again when it has stopped."""
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        for number in numbers:
-            loop.add_signal_handler(number, self.stop)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept, and say so in one line on stdout."""
-        await super().startup(sockets)
-        for one in sockets or ():
-            line = {"ready": True, "port": one.getsockname()[1], "pid": os.getpid()}
-            os.write(1, orjson.dumps(line) + b"\n")
-
-    def stop(self) -> None:
-        """Accept no more; answer what is in flight."""
-        self.should_exit = True
+class GatewayServer(Server):
+    """The server, which also gives up clients that never finish what they began."""
 
     async def sweep(self, gateway: Gateway, pause_s: float) -> None:
         """Close connections that stalled, and count the others, until cancelled."""
@@ -169,22 +140,19 @@ class Server(uvicorn.Server):
             await asyncio.sleep(min(_SWEEP_S, pause_s / 2))
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a gateway works: its folder, its log, its store."""
 
-    Raises:
-        SettingsError: the address is not ours, or taken.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server((host, port), family=found[0][0], backlog=_BACKLOG)
-    except OSError as error:
-        raise SettingsError(
-            f"expected to listen on {host}:{port}, got: {error.strerror or error}", hint="choose another --port"
-        ) from error
+    data: Path
+    """For the snapshot of identities; with an embedded log also that, and the store's socket."""
+    log: str = ""
+    """A folder or kafka://…; without it DATA/log."""
+    store: str = ""
+    """The store's address, http://HOST:PORT; without it the socket in DATA/run."""
 
 
-async def serve(data: Path, listener: socket.socket, settings: GatewaySettings) -> int:
+async def serve(places: Places, listener: socket.socket, settings: GatewaySettings) -> int:
     """Serve until SIGTERM; answers the exit code.
 
     One line of JSON goes to stdout when ready: `{"ready": true, "port": N, "pid": N}`.
@@ -192,10 +160,11 @@ async def serve(data: Path, listener: socket.socket, settings: GatewaySettings) 
     Raises:
         LogError: the log cannot be opened.
     """
-    log = SQLiteLog.open(data / "log")
+    data = places.data
+    log = await open_log(places.log or data / "log")
     tasks: list[asyncio.Task[Any]] = []
     exits: list[int] = []
-    server: Server | None = None
+    server: GatewayServer | None = None
 
     def poisoned() -> None:
         say("the log failed and must be reopened: ending, to be started again")
@@ -207,7 +176,11 @@ async def serve(data: Path, listener: socket.socket, settings: GatewaySettings) 
     try:
         identities = await Identities.open(log, data / "run" / "identities.json")
         app, gateway, proxy = create_app(
-            log, identities, store_socket=data / "run" / "store.sock", settings=settings, poisoned=poisoned
+            log,
+            identities,
+            store=places.store or data / "run" / "store.sock",
+            settings=settings,
+            poisoned=poisoned,
         )
         server = _server(app)
         tasks = [asyncio.create_task(identities.follow()), asyncio.create_task(server.sweep(gateway, settings.pause_s))]
@@ -222,9 +195,9 @@ async def serve(data: Path, listener: socket.socket, settings: GatewaySettings) 
     return exits[0] if exits else 0
 
 
-def _server(app: Any) -> Server:
-    _quiet_uvicorn()
-    return Server(
+def _server(app: Any) -> GatewayServer:
+    quiet_uvicorn()
+    return GatewayServer(
         uvicorn.Config(
             app,
             http=Connection,
@@ -236,23 +209,17 @@ def _server(app: Any) -> Server:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
         )
     )
-
-
-def _quiet_uvicorn() -> None:
-    """What uvicorn logs is about clients that hang up; ours are in `say`."""
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [logging.NullHandler()], False
-        logger.setLevel(logging.ERROR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see `icecore_ingest.gateway`. Answers the exit code: 0 after SIGTERM, 2 for bad settings."""
     parser = argparse.ArgumentParser(prog="python -m icecore_ingest.gateway", description="icecore's gateway")
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--log", default="", help="the log: a folder or kafka://…; by default DATA/log")
+    parser.add_argument("--store", default="", help="the store's address; by default the socket in DATA/run")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=0, help="the port; 0 picks a free one")
     parser.add_argument("--fd", type=int, help="a listening socket to use; the process ends when its stdin does")
@@ -277,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener.setblocking(False)  # noqa: FBT003 - the library's signature
         (given.data / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(serve(given.data, listener, settings))
+            code = runner.run(serve(Places(given.data, given.log, given.store), listener, settings))
     except IcecoreError as error:
         say("cannot start", **error.body()["error"])
         return 2

@@ -202,15 +202,15 @@ class Identities:
         self._saved = self.next_offset
 
 
-async def found_owner(log: EventLog, user: str = OWNER) -> str | None:
-    """Make the first user of a log that has none, and a key for it.
+async def found_owner(log: EventLog, user: str = OWNER, secret: str = "") -> str | None:
+    """Make the first user of a log that has none, and a key for it: `secret`, or a random one.
 
     Returns:
         The key, which is not shown again; None where there is a user already.
     """
     if (await Identities.open(log)).state.users:
         return None
-    secret, key = new_key(user, "first key")
+    secret, key = new_key(user, "first key", secret)
     await log.append(LEDGER, system_records([UserCreated(user=user), key]))
     return secret
 

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, cast
 
 import msgspec
 
-from icecore.errors import Unauthenticated
+from icecore.errors import SettingsError, Unauthenticated
 from icecore.events import (
     Event,
     KeyCreated,
@@ -228,9 +228,20 @@ def _new_secret() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_CHARS))
 
 
-def new_key(user: str, name: str = "") -> tuple[str, KeyCreated]:
-    """A new API key: the secret, to be shown once, and the event that makes it valid."""
-    secret = KEY_PREFIX + _new_secret()
+def new_key(user: str, name: str = "", secret: str = "") -> tuple[str, KeyCreated]:
+    """A new API key: the secret, to be shown once, and the event that makes it valid.
+
+    Args:
+        user: whose key it is.
+        name: what people call it.
+        secret: chosen by whoever sets up a cluster; without it a random one is made.
+
+    Raises:
+        SettingsError: the secret chosen is shorter than a random one.
+    """
+    if secret and len(secret) < _SECRET_CHARS:
+        raise SettingsError(f"expected a key of at least {_SECRET_CHARS} characters, got {len(secret)}")
+    secret = secret or KEY_PREFIX + _new_secret()
     return secret, KeyCreated(user=user, key_id=f"key_{secrets.token_hex(8)}", name=name, sha256=sha256_hex(secret))
 
 

@@ -1,4 +1,4 @@
-"""Everything that is not the event path, passed on to the store over its Unix socket, streaming both ways."""
+"""Everything that is not the event path, passed on to the store over its socket, streaming both ways."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ class ClientGone(Exception):
 class Proxy:
     """Passes requests to the store. One for each process; its connections are kept and used again.
 
+    The store is a Unix socket on one machine, and an address (http://HOST:PORT) in a cluster.
+
     Bodies are not looked at, kept or changed, headers of one hop are left out, redirects and cookies are the
     client's business. The client going away cancels what the store is doing for it.
     """
 
-    def __init__(self, socket: Path, metrics: Metrics) -> None:
-        self._socket = socket
+    def __init__(self, store: Path | str, metrics: Metrics) -> None:
+        self._socket = store if isinstance(store, Path) else None
+        self._origin = "http://store" if isinstance(store, Path) else store.rstrip("/")
         self._metrics = metrics
         self._session: aiohttp.ClientSession | None = None
 
@@ -53,7 +56,7 @@ class Proxy:
         """Empty where the store answers; else why not."""
         try:
             timeout = aiohttp.ClientTimeout(total=within)
-            url = URL("http://localhost/healthz")
+            url = URL(self._origin + "/healthz")
             async with self._client().get(url, timeout=timeout, allow_redirects=False) as answer:
                 return "" if answer.status < 500 else f"the store answers {answer.status}"
         except TimeoutError:
@@ -92,7 +95,7 @@ class Proxy:
         try:
             async with self._client().request(
                 scope["method"],
-                URL("http://store" + path, encoded=True),
+                URL(self._origin + path, encoded=True),
                 headers=_request_headers(scope),
                 data=None if body is None else body.chunks(),
                 allow_redirects=False,
@@ -117,7 +120,7 @@ class Proxy:
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path=str(self._socket), limit=_CONNECTIONS, keepalive_timeout=30),
+                connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 read_bufsize=CHUNK_BYTES,
@@ -127,6 +130,11 @@ class Proxy:
                 max_field_size=64 * 1024,
             )
         return self._session
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        if self._socket is None:
+            return aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30)
+        return aiohttp.UnixConnector(path=str(self._socket), limit=_CONNECTIONS, keepalive_timeout=30)
 
 
 class _Body:
