@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
@@ -15,7 +16,7 @@ from icecore.fields import check_fields
 from icecore.names import run_id as new_run_id
 from icecore.names import run_name
 from icecore.notes import say, warn
-from icecore.resume import Earlier, auto_file, look_up, read_auto, write_auto
+from icecore.resume import Earlier, auto_file, look_up, read_auto, warn_of_earlier, write_auto
 from icecore.run import Run
 from icecore.settings import MODES, Settings
 from icecore.summary import Summary
@@ -128,6 +129,8 @@ def _begin(
     except Invalid as error:
         raise UsageError(error.message, hint=error.hint) from error
     transport = Transport(settings.url, settings.key) if settings.mode == "online" else None
+    if transport is not None and given_id and not how:
+        transport.ask_first = partial(warn_of_earlier, f"{entity}/{project}/{run_id}", transport)
     earlier = Earlier()
     if how and known_id and settings.mode != "disabled":
         earlier = look_up(how, f"{entity}/{project}/{run_id}", settings, transport)

@@ -23,6 +23,7 @@ from icecore.sync import orphans, patient_sender, send_spool
 from icecore.transport import Transport
 
 ORPHANS_SECONDS = 30.0
+_ENDED = frozenset({"finished", "failed", "killed", "crashed"})
 
 
 @dataclass(slots=True)
@@ -79,6 +80,22 @@ def _send_orphans(path: str, settings: Settings, transport: Transport) -> None:
         for _ in send_spool(folder, sender):
             if time.monotonic() > deadline:
                 return
+
+
+def warn_of_earlier(path: str, transport: Transport) -> None:
+    """Say so where a run that is begun anew has ended before: its history is mixed with the new one.
+
+    Raises:
+        IcecoreError: the server does not tell.
+    """
+    entity, project, run_id = path.split("/")
+    found = transport.get_run(entity, project, run_id, within=2.0)
+    state = found.get("state") if found else None
+    if found and state in _ENDED:
+        warn(
+            f"run {path} was there already ({state}, last step {found.get('last_step')}), and what is logged now is "
+            "added to it from step 0. init(…, resume='allow') goes on after its last step; another id is another run"
+        )
 
 
 def _from_server(path: str, transport: Transport, earlier: Earlier) -> None:

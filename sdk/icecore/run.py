@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
 
+from icecore.codec import rows_to_blocks
 from icecore.config import Config
 from icecore.errors import UsageError
 from icecore.events import Event, RunDropped, RunFinished, RunStarted, RunSummarised, RunUpdated, now_ms
@@ -112,15 +113,16 @@ class Run:
                 f"expected a run that is going on, got {self.path}, which has finished",
                 hint="log before finish(), or begin another run with icecore.init()",
             )
-        if self._settings.mode == "disabled":
-            return
         with self._lock:
-            recorder = self._in_this_process()
+            recorder = None if self.disabled else self._in_this_process()
             self._open = CLOSED
             # only a step that none has been given before: the writer takes lanes before the queue
             fresh = step is None and not self._history.gathering
             rows = self._history.take(data, step, commit=commit, steps=self._steps)
             self._steps = rows.steps
+            if recorder is None:  # nothing is kept but the summary
+                self._summary.observe(rows_to_blocks((number, 0, values) for number, values in rows.ready))
+                return
             wide = 0
             for number, values in rows.ready:
                 lane = recorder.writer.lanes.of(values) if fresh else None

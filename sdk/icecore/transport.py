@@ -83,9 +83,15 @@ class Transport:
         self._pool: urllib3.PoolManager | None = None
         self.token = ""
         """Covers everything this transport has sent."""
+        self.ask_first: Callable[[], None] | None = None
+        """What must be asked of the server before anything is sent to it."""
 
     def send(self, frames: Sequence[bytes]) -> Answer:
         """Post events once."""
+        try:
+            self._ask_first()
+        except ServerUnreachable as error:
+            return Answer("unreachable", error.message)
         body = b"".join(frames)
         headers = {**self._headers, "Content-Type": "application/x-ndjson"}
         if not self._near:
@@ -99,6 +105,19 @@ class Transport:
         if answer.kind == "unauthorised" and self._take_saved_key():
             return self.send(frames)
         return answer
+
+    def _ask_first(self) -> None:
+        if self.ask_first is None:
+            return
+        try:
+            self.ask_first()
+        except ServerUnreachable:
+            raise
+        except Unauthenticated:
+            return  # it asks again, with the next key
+        except IcecoreError:
+            pass  # a server that does not tell takes data all the same
+        self.ask_first = None
 
     @property
     def has_key(self) -> bool:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from icecore.capture.console import ConsoleCapture
 from icecore.capture.lines import LineAssembler
-from icecore.events import ConsoleLogged
+from icecore.events import ConsoleLogged, RunDropped
 from icecore.limits import most
 
 START = """
@@ -130,7 +130,7 @@ def test_streams_are_heard_in_wrap_mode(tmp_path: Path) -> None:
 
 def test_capture_works_inside_pytest(capsys: pytest.CaptureFixture[str]) -> None:
     """Where sys.stdout is no file descriptor, as in a notebook or under pytest, capture still hears it."""
-    events: list[ConsoleLogged] = []
+    events: list[Any] = []
     capture = ConsoleCapture("e/p/r", events.append, "auto")
     capture.start()
     print("inside")
@@ -274,7 +274,7 @@ def test_two_runs_at_once_both_hear(tmp_path: Path) -> None:
 
 def test_much_output_is_sent_in_small_events(capsys: pytest.CaptureFixture[str]) -> None:
     """However much is printed, one event stays far below the limit of an event, and no line is lost."""
-    events: list[ConsoleLogged] = []
+    events: list[Any] = []
     capture = ConsoleCapture("e/p/r", events.append, "wrap")
     capture.start()
     for i in range(5000):
@@ -285,6 +285,24 @@ def test_much_output_is_sent_in_small_events(capsys: pytest.CaptureFixture[str])
 
     assert [int(text[:5]) for text in texts] == list(range(5000))
     assert max(sum(map(len, event.text)) for event in events) < 150_000
+
+
+def test_output_beyond_the_limit_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is kept ends with a line that says so, and the run is told how much is missing."""
+    events: list[Any] = []
+    capture = ConsoleCapture("e/p/r", events.append, "wrap", bytes_most=1000)
+    capture.start()
+    for i in range(50):
+        print(f"{i:02d}", "é" * 48)  # 99 bytes
+    capture.stop()
+    capsys.readouterr()
+    texts = [text for event in events if isinstance(event, ConsoleLogged) for text in event.text]
+    (dropped,) = [event for event in events if isinstance(event, RunDropped)]
+
+    assert [text[:2] for text in texts[:-1]] == [f"{i:02d}" for i in range(10)]
+    assert "console_bytes" in texts[-1]
+    assert (dropped.events, dropped.bytes) == (40, 40 * 99)
+    assert "`console_bytes`: 1000" in dropped.reason
 
 
 def test_an_error_switches_capture_off_once(tmp_path: Path) -> None:

@@ -258,6 +258,12 @@ def test_a_disabled_run_makes_nothing(home):
     with icecore.init(project="p", mode="disabled", config={"lr": 1}) as run:
         run.log({"a": 1})
         run.summary["b"] = 2
+        run.log({"net": {"loss": 0.5}, "wrong": object()}, step=7)
+        run.log({"a": 4}, commit=False)
+        run.log({"c": "text"})
+        assert run.summary.get("a") == 4
+        assert (run.summary.get("net.loss"), run.summary.get("b"), run.summary.get("c")) == (0.5, 2, "text")
+        assert run.step == 9
         assert run.config.lr == 1
         assert run.disabled
 
@@ -348,6 +354,36 @@ def test_resume(server):
     with pytest.raises(UsageError, match="ada/p/r2 to exist"):
         icecore.init(project="p", id="r2", resume="must")
     icecore.init(project="p", id="r2", resume="never").finish()
+
+
+def test_an_id_that_was_there_already_is_told(server, capfd):
+    """Without resume two histories are mixed: one warning, when the server says so; none for a run still going on."""
+    with icecore.init(project="p", id="r") as run:
+        run.log({"a": 1}, step=41)
+        icecore.init(project="p", id="r", reinit="create_new").finish()
+    assert "was there already" not in capfd.readouterr().err
+    with icecore.init(project="p", id="r") as run:
+        run.log({"a": 2})
+    icecore.init(project="p", id="r", resume="allow").finish()
+    icecore.init(project="p", id="another").finish()
+
+    words = capfd.readouterr().err
+    assert words.count("was there already") == 1
+    assert "run ada/p/r was there already (finished, last step 41)" in words
+    assert len(server.events(RunFinished)) == 5
+
+
+def test_a_chosen_id_waits_for_no_server(home, monkeypatch, capfd):
+    """Whether it was there before is asked when there is a server: init and training go on without."""
+    monkeypatch.setenv("ICECORE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("ICECORE_FINISH_TIMEOUT", "0.2")
+    run = icecore.init(project="p", id="r")
+    run.log({"a": 1})
+    run.finish()
+
+    words = capfd.readouterr().err
+    assert "no server at http://127.0.0.1:9" in words
+    assert "icecore sync" in words
 
 
 def test_resume_must_needs_a_server(home, monkeypatch):

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Final, Protocol
 
+import msgspec
+
 from icecore.capture.lines import Line, LineAssembler
 from icecore.capture.taps import DescriptorTap, Piece, Pieces, StreamTap, descriptors_are_python_streams
-from icecore.events import ConsoleLogged
+from icecore.events import ConsoleLogged, RunDropped
+from icecore.limits import most
 from icecore.notes import warn
 
 SEND_S: Final = 2.0
@@ -25,7 +28,7 @@ PIECES_MOST: Final = 10_000
 TIME_MS: Final = 10
 """Pieces of a stream within one such span are taken as one: the times of lines are as exact as that."""
 
-Emit = Callable[[ConsoleLogged], object]
+Emit = Callable[[ConsoleLogged | RunDropped], object]
 
 
 class Tap(Protocol):
@@ -47,7 +50,9 @@ class Tap(Protocol):
 class ConsoleCapture:
     """One run's share of what the process prints."""
 
-    def __init__(self, run: str, emit: Emit, mode: str) -> None:
+    def __init__(self, run: str, emit: Emit, mode: str, *, bytes_most: int = most("console_bytes")) -> None:
+        self._bytes_left = bytes_most
+        self._over = RunDropped(run=run, reason=f"console output over the limit `console_bytes`: {bytes_most}")
         self._run = run
         self._emit = emit
         self._mode = mode
@@ -64,15 +69,31 @@ class ConsoleCapture:
         """Send what was printed before; the last one to stop puts stdout and stderr back."""
         _leave(self)
         self.send()
+        if self._over.events:
+            self._emit(self._over)
 
     def add(self, lines: list[Line]) -> None:
         """Take lines, and send when there are many, or the first has waited long enough."""
         with self._lock:
-            self._lines += lines
-            self._bytes += sum(len(line.text) for line in lines)
+            for line in lines:
+                size = len(line.text.encode())
+                if self._over.events or size > self._bytes_left:
+                    self._drop(line, size)
+                else:
+                    self._lines.append(line)
+                    self._bytes += size
+                    self._bytes_left -= size
             due = self._bytes >= SEND_BYTES or (self._lines and time.monotonic() - self._sent >= SEND_S)
         if due:
             self.send()
+
+    def _drop(self, line: Line, size: int) -> None:
+        """Count a line that is over the limit; the first one is marked in the output, and said."""
+        if not self._over.events:
+            self._lines.append(line._replace(text=f"… {self._over.reason}; what follows is not kept"))
+            warn(f"{self._over.reason}. What is printed from now on is not kept with the run; metrics go on")
+        over = self._over
+        self._over = msgspec.structs.replace(over, events=over.events + 1, bytes=over.bytes + size)
 
     def send(self) -> None:
         """Emit what is waiting, in events of about 64 KB."""

@@ -20,7 +20,7 @@ import orjson
 
 from icecore.codec import block_rows, decode_envelope, decode_event, frames
 from icecore.errors import IcecoreError
-from icecore.events import Envelope, Event, MetricsLogged, RunStarted
+from icecore.events import Envelope, Event, MetricsLogged, RunFinished, RunStarted
 
 Fault = str | int | tuple[int, dict[str, str]]
 
@@ -132,10 +132,16 @@ class RecordingServer:
         return {
             "path": path,
             "name": next((e.name for e in started if e.name), ""),
+            "state": self._state(path),
             "config": config,
             "summary": {key: value for _, values in rows for key, value in values.items()},
             "last_step": max((step for step, _ in rows), default=None),
         }
+
+    def _state(self, path: str) -> str:
+        """By the starts and ends taken: here no process is ever silent."""
+        ends = [e for e in self.events(RunFinished, path) if isinstance(e, RunFinished)]
+        return "running" if len(ends) < len(self.events(RunStarted, path)) else ends[-1].state
 
 
 class _Listener(ThreadingHTTPServer):
