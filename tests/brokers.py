@@ -73,7 +73,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
 @pytest.fixture(scope="session")
 def _three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     need_kafka()
-    brokers = Cluster(tmp_path_factory.mktemp("kafka-cluster"), nodes=3)
+    # A dead or paused broker is found out in 6 s instead of 9.
+    quick = {"broker.session.timeout.ms": "6000", "broker.heartbeat.interval.ms": "1000"}
+    brokers = Cluster(tmp_path_factory.mktemp("kafka-cluster"), nodes=3, settings=quick)
     yield brokers
     brokers.kill()
 

@@ -31,6 +31,7 @@ from icecore_api.broker.process import STOP_S, Broker
 
 READY_S: Final = 90.0
 LOCK_S: Final = 10.0
+_ASK_MS: Final = 5000
 # Below the range from which systems give ports to outgoing connections: a client that keeps trying a dead broker's
 # port from that range would one day be given the very port, connect to itself, and the broker could not come back.
 _PORTS: Final = range(20_000, 32_000)
@@ -105,13 +106,13 @@ class Cluster:
         return self
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Return when every broker that runs is known to all others as alive.
+        """Return when every broker that runs, and is not paused, is known to all others as alive.
 
         Raises:
             Unavailable: one ended, or they were not ready in time; its last words are in the message.
         """
         until = time.monotonic() + timeout_s
-        running = [broker for broker in self.brokers if broker.running] or self.brokers
+        running = self._serving() or self.brokers
         while True:
             for broker in running:
                 if not broker.running:
@@ -161,8 +162,11 @@ class Cluster:
             os.close(self._lock)
             self._lock = -1
 
+    def _serving(self) -> list[Broker]:
+        return [broker for broker in self.brokers if broker.running and not broker.paused]
+
     def _internal(self) -> list[str]:
-        return [f"127.0.0.1:{broker.ports['INTERNAL']}" for broker in self.brokers if broker.running]
+        return [f"127.0.0.1:{broker.ports['INTERNAL']}" for broker in self._serving()]
 
     def _alive(self) -> set[int]:
         """The numbers of the brokers that every running broker believes alive."""
@@ -170,7 +174,7 @@ class Cluster:
         return set.intersection(*seen) if seen else set()
 
     async def _leader(self, topic: str, partition: int) -> int | None:
-        client = AIOKafkaClient(bootstrap_servers=",".join(self._internal()))
+        client = AIOKafkaClient(bootstrap_servers=",".join(self._internal()), request_timeout_ms=_ASK_MS)
         await client.bootstrap()
         try:
             await client.set_topics([topic])
@@ -289,7 +293,7 @@ def _ask(question: Coroutine[Any, Any, _T]) -> _T:
 
 async def _described(address: str) -> set[int]:
     """The numbers of the brokers alive, as the broker at `address` sees it; empty while it cannot say."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    admin = AIOKafkaAdminClient(bootstrap_servers=address, request_timeout_ms=_ASK_MS)
     try:
         await admin.start()
         described = await admin.describe_cluster()

@@ -77,7 +77,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home) / "icecore" / f"kafka-{KAFKA_VERSION}"
 
 
-def fetch(folder: Path | None = None, say: Say = lambda _: None) -> list[Path]:
+def fetch(
+    folder: Path | None = None,
+    say: Say = lambda _: None,
+    *,
+    maven: str | None = shutil.which("mvn"),
+    repository: str = MAVEN_CENTRAL,
+) -> list[Path]:
     """Return the paths of all jars, after fetching those that are missing or damaged.
 
     Two processes may do this at once: the second waits for the first. A jar appears under its name only when it is
@@ -86,6 +92,8 @@ def fetch(folder: Path | None = None, say: Say = lambda _: None) -> list[Path]:
     Args:
         folder: where the jars are kept; the user's cache folder if not given.
         say: called with a line for people when something is fetched.
+        maven: the path of Maven; None to do without.
+        repository: the URL of the Maven repository that is asked where Maven cannot help.
 
     Raises:
         Unavailable: they could not be fetched, or what came is not what was pinned.
@@ -97,7 +105,7 @@ def fetch(folder: Path | None = None, say: Say = lambda _: None) -> list[Path]:
         with _only_one(folder), tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as beside:
             missing = _missing(wanted, folder)  # another process may have fetched them meanwhile
             if missing:
-                _get(missing, Path(beside), say)
+                _get(missing, Path(beside), say, maven, repository)
                 for jar in missing:
                     (Path(beside) / jar.name).replace(folder / jar.name)
     return [folder / jar.name for jar in wanted]
@@ -114,23 +122,23 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _get(missing: Sequence[Jar], into: Path, say: Say) -> None:
+def _get(missing: Sequence[Jar], into: Path, say: Say, maven: str | None, repository: str) -> None:
     """Put all of `missing` into the folder `into`, verified: by Maven where there is one, else by HTTPS."""
     size = sum(jar.size for jar in missing) / 1e6
-    maven = shutil.which("mvn")
-    why = ""
+    why = []
     if maven:
         say(f"fetching Apache Kafka {KAFKA_VERSION} by Maven ({len(missing)} jars, {size:.0f} MB) …")
-        why = _by_maven(maven, missing, into)
+        why.append(_by_maven(maven, missing, into))
     left = _missing(missing, into)
     if left:
-        say(f"fetching {len(left)} jars of Apache Kafka {KAFKA_VERSION} from Maven Central …")
+        say(f"fetching {len(left)} jars of Apache Kafka {KAFKA_VERSION} from {repository} …")
         with ThreadPoolExecutor(8) as pool, urllib3.PoolManager(maxsize=8) as web:
-            why = "; ".join(filter(None, [why, *pool.map(lambda jar: _by_https(web, jar, into), left)][:3])) or why
+            why += pool.map(lambda jar: _by_https(web, f"{repository}/{jar.path}", jar, into), left)
     left = _missing(missing, into)
     if left:
         raise Unavailable(
-            f"expected {len(missing)} jars of Apache Kafka {KAFKA_VERSION}, {len(left)} could not be had: {why}",
+            f"expected {len(missing)} jars of Apache Kafka {KAFKA_VERSION}, {len(left)} could not be had: "
+            + "; ".join(list(filter(None, why))[:3]),
             hint="make Maven Central reachable, or name a mirror of it in ~/.m2/settings.xml and install Maven",
             retry_after=60,
         )
@@ -166,9 +174,8 @@ def _pom(wanted: Sequence[Jar]) -> str:
     )
 
 
-def _by_https(web: urllib3.PoolManager, jar: Jar, into: Path) -> str:
+def _by_https(web: urllib3.PoolManager, url: str, jar: Jar, into: Path) -> str:
     """Fetch one jar; returns why it could not be had, or nothing."""
-    url = f"{MAVEN_CENTRAL}/{jar.path}"
     try:
         answer = web.request("GET", url, timeout=urllib3.Timeout(connect=10, read=60), retries=urllib3.Retry(3))
     except urllib3.exceptions.HTTPError as error:
