@@ -6,7 +6,8 @@ five million are as good as one global sort.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import duckdb
@@ -36,6 +37,9 @@ UNSORTED_ROWS: Final = 200_000
 
 DIRECT_ROWS: Final = 2_000_000
 """A batch of so many rows becomes a piece with what is hot, and is never written to the hot table."""
+
+ROW_GROUP: Final = 122_880
+"""Of DuckDB: fewer rows are written by one thread anyway."""
 
 _LINE_STEP: Final = 1 << 30
 _LINE_TS: Final = 1 << 60
@@ -83,8 +87,27 @@ def put(con: duckdb.DuckDBPyConnection, kind: str, points: Points) -> None:
     """Append points, which are in the order of the log, as a piece and its rollup."""
     order = _order(points["series"], points["step"])
     ordered = {name: column.take(order) for name, column in points.items()}
-    _insert(con, f"{kind}_rollup", rollup(ordered))
-    _insert(con, f"{kind}_sorted", encoded(ordered))
+    buckets, rows = rollup(ordered), encoded(ordered)
+    del ordered
+    with _one_thread(con) if rows.num_rows > ROW_GROUP else contextlib.nullcontext():
+        _insert(con, f"{kind}_rollup", buckets)
+        _insert(con, f"{kind}_sorted", rows)
+
+
+@contextlib.contextmanager
+def _one_thread(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Let DuckDB use one thread: two take twice the processor's time for the same rows in their order.
+
+    It is a setting of the database, so queries have one thread for this second, too.
+    """
+    with contextlib.closing(con.cursor()) as other:  # works whatever becomes of the caller's transaction
+        ((threads,),) = other.execute("SELECT current_setting('threads')").fetchall()
+        other.execute("SET threads = 1")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(duckdb.Error):  # of a database that a failed write has ended
+                other.execute(f"SET threads = {threads}")
 
 
 def _order(series: npt.NDArray[np.int32], step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -111,20 +134,31 @@ def encoded(points: Points) -> pa.Table:
     if turned is not None:
         points = {name: column.take(turned) for name, column in points.items()}
     step, value = points["step"], points["value"]
-    clock, pace, wide = np.repeat(clock, lengths), np.repeat(pace, lengths), np.repeat(~narrow, lengths)
-    with np.errstate(over="ignore", invalid="ignore"):
-        short = value.astype(np.float32)
+    clock, pace = np.repeat(clock, lengths), np.repeat(pace, lengths)
     columns: dict[str, Any] = {
         "series": points["series"],
         "step": step,
         "clock": clock,
         "pace": pace.astype(np.int32),
         "late": points["ts"] - (clock + pace * step),
-        "value32": arrow.column(short, mask=wide) if narrow.any() else pa.nulls(len(step), pa.float32()),
-        "value64": arrow.column(value, mask=~wide) if wide.any() else pa.nulls(len(step), pa.float64()),
+        **_values(value, narrow, lengths),
         "off": points["off"],
     }
     return pa.table(columns)
+
+
+def _values(
+    value: npt.NDArray[np.float64], narrow: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """The two columns of values: each is NULL where the other has one."""
+    if not narrow.any():
+        return {"value32": pa.nulls(len(value), pa.float32()), "value64": value}
+    with np.errstate(over="ignore", invalid="ignore"):
+        short = value.astype(np.float32)
+    if narrow.all():
+        return {"value32": short, "value64": pa.nulls(len(value), pa.float64())}
+    wide = np.repeat(~narrow, lengths)
+    return {"value32": arrow.column(short, mask=wide), "value64": arrow.column(value, mask=~wide)}
 
 
 def _stretches(series: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

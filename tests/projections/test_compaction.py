@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icecore.position import Place
@@ -89,6 +89,7 @@ _TIME = st.one_of(st.integers(0, 3_000_000_000_000), st.integers(-(2**63), 2**63
 _VALUE = st.one_of(st.floats(width=32), st.floats(), st.just(-0.0))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), _WHOLE, _TIME, _VALUE), min_size=1, max_size=40))
 def test_a_piece_gives_every_point_back_as_it_was(given_points: list[tuple[int, int, int, float]]) -> None:
     """Lines and narrow values change nothing: steps, times and values of any size come out bit for bit, in order."""
@@ -114,6 +115,7 @@ def test_a_piece_gives_every_point_back_as_it_was(given_points: list[tuple[int, 
     assert back[there].tobytes() == put_in[there].tobytes()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 200)), min_size=1, max_size=6))
 def test_the_rollup_says_what_its_points_say(sizes: list[tuple[int, int]]) -> None:
     """Each bucket is 64 consecutive points of a series, the last one fewer; least, most and sum leave NaN out."""
