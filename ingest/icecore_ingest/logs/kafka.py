@@ -31,7 +31,7 @@ from icecore_ingest.logs.kafka_reader import FETCH_BYTES, FETCH_LEAST, Chunk, Ch
 from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_ingest.logs.kafka_thread import LoopThread
 from icecore_ingest.logs.kafka_watch import Watch
-from icecore_ingest.logs.kafka_writer import RECORD_ROOM, Raw, Writer
+from icecore_ingest.logs.kafka_writer import RECORD_ROOM, Append, Raw, Writer
 
 _BEHIND_TRIES: Final = 20
 _BEHIND_S: Final = 0.1
@@ -129,7 +129,13 @@ class KafkaLog:
             envelope = record.envelope
             ts = envelope.ts_server or envelope.ts_client or now_ms()
             part.append(Raw(record.key.encode(), encode_envelope(envelope), record.payload, ts))
-        firsts = await self._thread.run(partial(self._writers[stream].append, parts))
+        writer, append = self._writers[stream], Append(parts, asyncio.get_running_loop().create_future())
+        writer.submit(append)
+        try:
+            firsts = await append.answer
+        except asyncio.CancelledError:
+            self._thread.post(partial(writer.forget, append))
+            raise
         return [Position(stream, number, firsts[number] + index) for number, index in at]
 
     async def read(self, place: Place, start: int, *, records: int = 10_000, size: int = 32 << 20) -> Batch:
@@ -277,6 +283,7 @@ class KafkaLog:
                 linger_s=0.0 if stream == LEDGER else settings.linger_ms / 1000,
                 moved=self._moved,
                 trouble=lambda: self._health.trouble,
+                post=self._thread.post,
             )
             self._opened.push_async_callback(self._writers[stream].close)
             await self._writers[stream].open()

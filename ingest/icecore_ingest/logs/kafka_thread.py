@@ -43,11 +43,12 @@ class LoopThread:
             future = asyncio.run_coroutine_threadsafe(work(), self._loop)
         return await asyncio.wrap_future(future)
 
-    def post(self, call: Callable[[], object]) -> None:
-        """Call `call()` in the thread's loop, soon; forgotten where the thread has ended."""
+    def post(self, call: Callable[[], object]) -> bool:
+        """Call `call()` in the thread's loop, soon; False where the thread has ended."""
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(call)
+            return not self._closed
 
     async def stop(self) -> None:
         """End the thread; what still runs in it is cancelled."""
@@ -70,6 +71,40 @@ class LoopThread:
                 self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+class Mail:
+    """Carries answers from one loop to futures of others, many at a time: a loop is woken once for all of them.
+
+    Belongs to the loop it was made in.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+
+    def send(self, future: asyncio.Future[Any], answer: Any) -> None:
+        """Give `future` its result; an exception is raised where it is awaited."""
+        if not self._ready:
+            self._loop.call_soon(self.flush)
+        self._ready.setdefault(future.get_loop(), []).append((future, answer))
+
+    def flush(self) -> None:
+        """Send what is ready now."""
+        ready, self._ready = self._ready, {}
+        for loop, answers in ready.items():
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_hand_over, answers)
+
+
+def _hand_over(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, answer in answers:
+        if future.done():
+            continue
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

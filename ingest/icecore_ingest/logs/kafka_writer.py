@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
@@ -22,6 +23,7 @@ from icecore.errors import LogError, LogTruncated
 from icecore.position import Place
 from icecore_ingest.logs import kafka_failures as failures
 from icecore_ingest.logs.kafka_settings import BATCH_BYTES, KafkaSettings
+from icecore_ingest.logs.kafka_thread import Mail
 
 HEADER: Final = "icecore-envelope"
 """The name of the header that holds a record's envelope."""
@@ -32,6 +34,7 @@ _GROUP_BYTES: Final = 1 << 20
 """Calls are grouped up to this size; one call alone may be as large as a batch can be."""
 _STOP_S: Final = 5.0
 _BACKOFF_S: Final = 0.2
+_SWEEP_S: Final = 0.25
 _STALLED_S: Final = 10.0
 """A batch that is on its way for so long, with a known cause, makes further appends be refused at once."""
 
@@ -48,13 +51,30 @@ class Raw(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
+class Append:
+    """One call of `append`.
+
+    Args:
+        parts: its records by partition.
+        answer: of the caller's loop; gets the offset of the first record of each partition.
+    """
+
+    parts: Mapping[int, list[Raw]]
+    answer: asyncio.Future[dict[int, int]]
+    calls: dict[int, _Call] = field(default_factory=dict)
+    firsts: dict[int, int] = field(default_factory=dict)
+    deadline: float = 0.0
+    over: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class _Call:
     """One append's records for one partition."""
 
+    of: Append
     records: list[Raw]
     count: int
     size: int
-    done: asyncio.Future[int]
     sent: bool = False
 
 
@@ -72,7 +92,7 @@ class _Lane:
 
 
 class Writer:
-    """Appends to one stream. Everything here belongs to the one event loop it was made in.
+    """Appends to one stream. Only `submit` may be called outside the event loop it was made in.
 
     Args:
         settings: the cluster, and how much may wait.
@@ -82,6 +102,7 @@ class Writer:
         linger_s: how long a batch waits for company before it is sent.
         moved: told a partition and its next offset whenever that moved.
         trouble: what is known to be wrong with the log now.
+        post: calls something in this loop, from any thread; False where the loop has ended.
     """
 
     def __init__(
@@ -94,6 +115,7 @@ class Writer:
         linger_s: float,
         moved: Callable[[Place, int], None],
         trouble: Callable[[], LogError | None],
+        post: Callable[[Callable[[], object]], bool],
     ) -> None:
         self._settings = settings
         self._topic = topic
@@ -105,6 +127,13 @@ class Writer:
         self._starting = asyncio.Lock()
         self._stopping: set[asyncio.Task[None]] = set()
         self._broken: LogError | None = None
+        self._loop = asyncio.get_running_loop()
+        self._post = post
+        self._mail = Mail()
+        self._lock = threading.Lock()
+        self._inbox: list[Append] = []
+        self._rung = False
+        self._open_appends: dict[int, Append] = {}
         self.waiting_bytes = 0
 
     async def open(self) -> None:
@@ -115,32 +144,25 @@ class Writer:
         """
         await self._connected()
 
-    async def append(self, parts: Mapping[int, list[Raw]]) -> dict[int, int]:
-        """Append records by partition; answers with the offset of the first of each.
+    def submit(self, append: Append) -> None:
+        """Take a call from any thread; its answer comes to its future.
+
+        The answer may be a LogTooLarge or LogBusy: nothing was taken; a LogAway, LogNotReplicated, LogTopicMissing
+        or LogDenied: nothing was written, or not all of it; a LogUnsure: there was no answer in time.
 
         Raises:
-            LogTooLarge, LogBusy: nothing was taken.
-            LogAway, LogNotReplicated, LogTopicMissing, LogDenied: nothing was written, or not all of it.
-            LogUnsure: there was no answer in time.
+            LogError: the log is closed.
         """
-        calls = [(number, self._call(number, records)) for number, records in parts.items()]
-        self._refuse_if_stuck(parts)
-        size = sum(call.size for _, call in calls)
-        if self.waiting_bytes and self.waiting_bytes + size > self._settings.buffer_bytes:
-            raise failures.busy(self.waiting_bytes + size, self._settings.buffer_bytes)
-        self.waiting_bytes += size
-        for number, call in calls:
-            self._put(self._lanes[number], call)
-        try:
-            await asyncio.wait([call.done for _, call in calls], timeout=self._settings.delivery_timeout_s)
-        finally:
-            unsent = [self._give_up(self._lanes[number], call) for number, call in calls]
-        if all(call.done.done() and not call.done.cancelled() for _, call in calls):
-            errors = [error for _, call in calls if (error := call.done.exception())]
-            if errors:
-                raise errors[0]
-            return {number: call.done.result() for number, call in calls}
-        raise self._late(sent=not all(unsent))
+        with self._lock:
+            self._inbox.append(append)
+            ringing, self._rung = self._rung, True
+        if not ringing and not self._post(self._accept):
+            raise LogError("expected an open log, got a closed one")
+
+    def forget(self, append: Append) -> None:
+        """The caller is gone: what was not sent of a call is not sent."""
+        if not append.over:
+            self._end(append, asyncio.CancelledError())
 
     def oldest_s(self) -> float:
         """For how long the oldest batch on its way has been there, in seconds; 0 where none is."""
@@ -154,9 +176,8 @@ class Writer:
 
     def give_up(self, error: LogError) -> None:
         """Give up what waits and what is on its way; later appends begin anew."""
-        for lane in self._lanes:
-            while lane.waiting:
-                self._fail(lane.waiting.popleft(), error)
+        for append in list(self._open_appends.values()):
+            self._end(append, _again(error))
         producer, self._producer = self._producer, None
         if producer is not None:
             self._let_go(producer, error)
@@ -167,19 +188,49 @@ class Writer:
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_S)
         self.refuse(LogError("expected an open log, got a closed one"))
+        self._accept()
+        self._mail.flush()
         if self._stopping:
             await asyncio.wait(self._stopping, timeout=2 * _STOP_S)
 
     # ----------------------------------------------------------------------------------------------------- calls
 
-    def _call(self, number: int, records: list[Raw]) -> _Call:
+    def _accept(self) -> None:
+        """Put what came in where it belongs."""
+        with self._lock:
+            inbox, self._inbox, self._rung = self._inbox, [], False
+        for append in inbox:
+            try:
+                self._take_in(append)
+            except LogError as error:
+                append.over = True
+                self._mail.send(append.answer, error)
+
+    def _take_in(self, append: Append) -> None:
+        self._refuse_if_stuck(append.parts)
+        calls = {number: self._call(append, number, records) for number, records in append.parts.items()}
+        size = sum(call.size for call in calls.values())
+        if self.waiting_bytes and self.waiting_bytes + size > self._settings.buffer_bytes:
+            raise failures.busy(self.waiting_bytes + size, self._settings.buffer_bytes)
+        self.waiting_bytes += size
+        append.calls = calls
+        append.deadline = time.monotonic() + self._settings.delivery_timeout_s
+        if not self._open_appends:
+            self._loop.call_later(_SWEEP_S, self._sweep)
+        self._open_appends[id(append)] = append
+        for number, call in calls.items():
+            lane = self._lanes[number]
+            lane.waiting.append(call)
+            if lane.task is None:
+                lane.task = self._loop.create_task(self._run(lane))
+
+    def _call(self, append: Append, number: int, records: list[Raw]) -> _Call:
         size = sum(len(r.key) + len(r.envelope) + len(r.payload) for r in records) + RECORD_ROOM * len(records)
         if size + _BATCH_ROOM > BATCH_BYTES:
             raise failures.too_large(self._lanes[number].place, size, BATCH_BYTES - _BATCH_ROOM)
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        return _Call(records, len(records), size, done)
+        return _Call(append, records, len(records), size)
 
-    def _refuse_if_stuck(self, numbers: Mapping[int, Any]) -> None:
+    def _refuse_if_stuck(self, numbers: Iterable[int]) -> None:
         """Say what is wrong at once where waiting would only end with that."""
         if self._broken is not None:
             raise _again(self._broken)
@@ -189,18 +240,37 @@ class Writer:
             if any(self._lanes[n].sent_at and now - self._lanes[n].sent_at > _STALLED_S for n in numbers):
                 raise _again(trouble)
 
-    def _put(self, lane: _Lane, call: _Call) -> None:
-        lane.waiting.append(call)
-        if lane.task is None:
-            lane.task = asyncio.get_running_loop().create_task(self._run(lane))
+    def _sweep(self) -> None:
+        """Answer the calls whose time is over. They come in the order of their deadlines."""
+        now = time.monotonic()
+        while self._open_appends and (append := next(iter(self._open_appends.values()))).deadline <= now:
+            self._end(append, self._late(sent=any(call.sent for call in append.calls.values())))
+        if self._open_appends:
+            self._loop.call_later(_SWEEP_S, self._sweep)
 
-    def _give_up(self, lane: _Lane, call: _Call) -> bool:
-        """Take back a call that was not sent; answers whether it was not."""
-        if call.done.done() or call.sent:
-            return not call.sent
-        lane.waiting.remove(call)
+    def _end(self, append: Append, answer: BaseException | dict[int, int]) -> None:
+        """Answer a call; what was not sent of it is taken back."""
+        append.over = True
+        self._open_appends.pop(id(append), None)
+        for number, call in append.calls.items():
+            if not call.sent:
+                call.sent = True
+                self._lanes[number].waiting.remove(call)
+                self._forget(call)
+        self._mail.send(append.answer, answer)
+
+    def _landed(self, call: _Call, number: int, first: int) -> None:
         self._forget(call)
-        return True
+        append = call.of
+        append.firsts[number] = first
+        if not append.over and len(append.firsts) == len(append.calls):
+            self._end(append, append.firsts)
+
+    def _fail(self, call: _Call, error: LogError) -> None:
+        self._forget(call)
+        call.sent = True
+        if not call.of.over:
+            self._end(call.of, _again(error))
 
     def _forget(self, call: _Call) -> None:
         self.waiting_bytes -= call.size
@@ -245,9 +315,7 @@ class Writer:
             await asyncio.sleep(_BACKOFF_S)
         else:
             for call in calls:
-                self._forget(call)
-                if not call.done.done():
-                    call.done.set_result(first)
+                self._landed(call, lane.place.partition, first)
                 first += call.count
             lane.end = first
             self._moved(lane.place, first)
@@ -284,8 +352,7 @@ class Writer:
         told = failures.translate(error, self._topic)
         _log.warning("an append to %s:%d failed: %s", self._topic, lane.place.partition, told.message)
         if not calls:
-            while lane.waiting:
-                calls.append(lane.waiting.popleft())
+            calls, lane.waiting = list(lane.waiting), deque()
         for call in calls:
             self._fail(call, told)
         if isinstance(told, LogTruncated):
@@ -294,12 +361,6 @@ class Writer:
             # its sequence numbers have a gap now, which the brokers would refuse: a new producer has a new sequence
             self._producer = None
             self._let_go(producer)
-
-    def _fail(self, call: _Call, error: LogError) -> None:
-        self._forget(call)
-        if not call.done.done():
-            call.done.set_exception(_again(error))
-            call.done.exception()  # its caller may be gone
 
     # -------------------------------------------------------------------------------------------------- producers
 
