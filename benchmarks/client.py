@@ -75,7 +75,7 @@ def run(scale: float) -> list[Result]:
     disk = child(_THROUGHPUT, calls)
     whole = time.perf_counter() - began
     return [
-        Result("Run.log, 10 metrics, p50", log["p50"], "us", 1.5, "at most", "Python; the copy of the dict"),
+        Result("Run.log, 10 metrics, p50", log["p50"], "us", 1.5, "at most", "Python; the look at each value's type"),
         Result("Run.log, 10 metrics, p99", log["p99"], "us", 10, "at most", f"longest {log['most']:.1f} ms: the GIL"),
         Result(
             "Run.log to durable on disk at finish",
