@@ -60,7 +60,7 @@ def test_an_earlier_position_exports_the_points_of_then() -> None:
     """Only records and runs before the position count."""
     tables = random_tables(4, 3000)
 
-    found = export(tables, AsOf(2, 150))
+    found = export(tables, AsOf(2, {0: 150}))
     table = pa.Table.from_batches(found.batches(), found.schema)
 
     then = Counter({row: n for row, n in logged(tables, 150).items() if row[0] in ("e/p/r0", "e/p/r1")})

@@ -149,7 +149,7 @@ def test_an_earlier_position_shows_the_history_of_then(cut: int) -> None:
     """Only records before the position count."""
     tables = mixed_tables(4)
 
-    rows = objects(tables, Range(upto=AsOf(None, cut)))
+    rows = objects(tables, Range(upto=AsOf(None, {0: cut})))
 
     then = brute([point for point in tables.points if point.off < cut])
     assert rows == [{key: named(value) for key, value in row.items()} for row in then]

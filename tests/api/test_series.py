@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icecore.errors import Invalid, NotFound, TooLarge
-from icecore_api.queries.buckets import Buckets, Curve, bucket_of, reduce
+from icecore_api.queries.as_of import look_back
+from icecore_api.queries.buckets import Buckets, Curve, bucket_of, bucket_starts, reduce, reduce_all
 from icecore_api.queries.chunks import ChunkMemory
 from icecore_api.queries.groups import bands
-from icecore_api.queries.points import AsOf, SeriesNumbers, find_runs
+from icecore_api.queries.points import AsOf, SeriesNumbers, find_runs, snapshot
 from icecore_api.queries.series import Line, Question, lines
 from points_tables import STARTED, Point, Tables, random_points, random_tables
 
@@ -213,7 +214,7 @@ def test_an_earlier_position_answers_as_it_did_then(x: str, cut: int) -> None:
     then.finish()
 
     question = Question(["k0"], "metric", x, 9, rollup_from=0)
-    now = ask(tables, replace(question, upto=AsOf(None, cut)))
+    now = ask(tables, replace(question, upto=AsOf(None, {0: cut})))
     before = ask(then, replace(question, exact=True))
 
     assert now.keys() == before.keys()
@@ -295,7 +296,7 @@ GROUPS: dict[str, list[list[Any]]] = {
 
 @pytest.mark.parametrize("group_by", list(GROUPS))
 @pytest.mark.parametrize("count", [None, 1, 8])
-@pytest.mark.parametrize("upto", [AsOf(), AsOf(10**6, 10**6)])
+@pytest.mark.parametrize("upto", [AsOf(), AsOf(10**6, {0: 10**6})])
 def test_a_band_is_over_the_means_of_runs(group_by: str, count: int | None, upto: AsOf) -> None:
     """Each run counts once in a bucket: mean, least, most and deviation are over run means, points are counted."""
     tables = group_tables()
@@ -341,7 +342,9 @@ def test_a_summary_groups_by_what_was_set_else_by_what_was_logged() -> None:
     runs = find_runs(tables.con, PATHS)
 
     now = bands(tables.con, runs, Question(["k"]), "summary.k", SeriesNumbers())
-    then = bands(tables.con, runs, Question(["k"], upto=AsOf(10, 23)), "summary.k", SeriesNumbers())
+    with snapshot(tables.con):
+        look_back(tables.con, AsOf(10, {0: 23}), "true", {}, STARTED)
+        then = bands(tables.con, runs, Question(["k"], upto=AsOf(10, {0: 23})), "summary.k", SeriesNumbers())
 
     assert [band.group for band in now] == [4.0, 6.0, "set"]
     assert [band.group for band in then] == [2.0, 4.0, "set"]
@@ -353,6 +356,24 @@ def test_an_unknown_grouping_is_refused() -> None:
 
     with pytest.raises(Invalid, match=r"config\.NAME"):
         bands(tables.con, find_runs(tables.con, PATHS), Question(["k0"]), "colour", SeriesNumbers())
+
+
+def test_an_earlier_position_bounds_every_partition() -> None:
+    """Offsets of two partitions are compared with their own bounds, and a partition that is not named has nothing."""
+    tables = Tables()
+    for index in range(2):
+        tables.run(f"e/p/r{index}")
+        tables.series[f"e/p/r{index}", "metric", "k0"] = 256 + index  # the low byte is the partition
+    tables.log([Point(f"e/p/r{i % 2}", "metric", "k0", i // 2, STARTED, float(i), i // 2) for i in range(20)])
+    tables.finish()
+
+    def counts(bounds: dict[int, int]) -> dict[str, int]:
+        found = ask(tables, Question(["k0"], upto=AsOf(None, bounds)), PATHS[:2])
+        return {run: int(line.buckets.n.sum()) for (run, _), line in found.items()}
+
+    assert counts({0: 3, 1: 7}) == {"e/p/r0": 3, "e/p/r1": 7}
+    assert counts({1: 2}) == {"e/p/r1": 2}
+    assert counts({}) == {}
 
 
 # ------------------------------------------------------------------------------------------------------- buckets
@@ -437,3 +458,40 @@ def test_memory_is_bounded() -> None:
 
     assert len(first[0]) == len(again[0]) > 20
     assert sum(map(len, memory._kept.values())) <= 50
+
+
+@given(
+    xs=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-50, 50), min_size=1, max_size=60),
+    count=st.integers(1, 40),
+    floats=st.booleans(),
+)
+def test_a_search_for_edges_cuts_evenly_and_in_order(xs: list[int], count: int, floats: bool) -> None:
+    """Every part is within one bucket's width, the parts are in order, and equal x are never cut apart."""
+    x = np.array(sorted(xs), float if floats else np.int64)
+
+    starts = bucket_starts(x, (x[0].item(), x[-1].item()), count)
+
+    assert starts[0] == 0
+    assert (np.diff(starts) > 0).all()
+    assert len(starts) <= count
+    assert all(x[at] > x[at - 1] for at in starts[1:].tolist())
+    ends = np.append(starts[1:], len(x)) - 1
+    width = (int(x[-1]) - int(x[0])) / count
+    assert all(int(x[e]) - int(x[b]) <= width * (1 + 1e-9) + 1e-6 * width for b, e in zip(starts, ends, strict=True))
+
+
+def test_curves_reduced_together_are_as_each_alone() -> None:
+    """Reducing many curves at once gives the buckets that each has by itself."""
+    rng = np.random.default_rng(3)
+    curves = []
+    for n in (0, 1, 5, 10, 11, 300, 25_000):
+        values = np.where(rng.random(n) < 0.1, np.nan, rng.standard_normal(n))
+        curves += [Curve(np.arange(n), values), Curve(np.sort(rng.random(n)), values)]
+
+    together = reduce_all(curves, 10)
+
+    for curve, found in zip(curves, together, strict=True):
+        alone = reduce(curve, 10)
+        for field in ("x", "x_last", "n", "nans", "min", "max", "last"):
+            same(getattr(found, field), getattr(alone, field))
+        np.testing.assert_allclose(found.mean, alone.mean, rtol=1e-12)

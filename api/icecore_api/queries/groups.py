@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import orjson
 
 from icecore.errors import Invalid
 from icecore_api.queries.buckets import Array, Curve, bucket_of, gather
-from icecore_api.queries.points import AsOf, Run, SeriesNumbers
+from icecore_api.queries.points import Run, SeriesNumbers
 from icecore_api.queries.series import Question, curves
+from icecore_api.queries.values import Params, Rules, summary_relation
 
 GroupValue = str | float | bool | None
 
@@ -54,7 +54,7 @@ def bands(cursor: Any, runs: Sequence[Run], question: Question, group_by: str, n
         Invalid: `group_by` is none of these; see also `Question.check`.
     """
     question.check(len(runs))
-    values = group_values(cursor, runs, group_by, question.upto)
+    values = group_values(cursor, runs, group_by)
     by_key: dict[str, list[tuple[Run, Curve]]] = {key: [] for key in question.keys}
     for run, key, curve in curves(cursor, runs, question, numbers):
         by_key[key].append((run, curve))
@@ -140,8 +140,8 @@ def _order(value: GroupValue) -> tuple[int, float, str]:
 # -------------------------------------------------------------------------------------------------- group values
 
 
-def group_values(cursor: Any, runs: Sequence[Run], group_by: str, upto: AsOf) -> dict[int, list[GroupValue]]:
-    """The groups that each run is in, never none.
+def group_values(cursor: Any, runs: Sequence[Run], group_by: str) -> dict[int, list[GroupValue]]:
+    """The groups that each run is in, never none. At an earlier position if the cursor looks back.
 
     Raises:
         Invalid: `group_by` is not of a known form.
@@ -149,12 +149,11 @@ def group_values(cursor: Any, runs: Sequence[Run], group_by: str, upto: AsOf) ->
     root, _, path = group_by.partition(".")
     numbers = [run.number for run in runs]
     if group_by in _COLUMNS:
-        found = _column_values(cursor, numbers, _COLUMNS[group_by], upto)
-    elif root in ("config", "summary") and path:
-        found = _leaf_values(cursor, numbers, group_by, upto)
-        if root == "summary":
-            missing = [number for number in numbers if number not in found]
-            found |= _last_values(cursor, missing, path, upto)
+        found = _column_values(cursor, numbers, _COLUMNS[group_by])
+    elif root == "config" and path:
+        found = _leaf_values(cursor, numbers, group_by)
+    elif root == "summary" and path:
+        found = _summary_values(cursor, numbers, path)
     else:
         raise Invalid(
             f"expected group_by to be config.NAME, summary.NAME, tags, group or job_type, got {group_by!r}",
@@ -163,87 +162,35 @@ def group_values(cursor: Any, runs: Sequence[Run], group_by: str, upto: AsOf) ->
     return {number: found.get(number) or [None] for number in numbers}
 
 
-def _docs(cursor: Any, numbers: list[int], upto: AsOf) -> dict[int, dict[str, Any]]:
-    """The runs as the ledger told them at an earlier position."""
+def _column_values(cursor: Any, numbers: list[int], column: str) -> dict[int, list[GroupValue]]:
     rows = cursor.execute(
-        "SELECT run, arg_max(doc, off) FROM runs WHERE off < $2 AND run IN (SELECT unnest($1)) GROUP BY run",
-        [numbers, upto.ledger],
+        f'SELECT run, "{column}" FROM current_runs WHERE run IN (SELECT unnest($1))',  # noqa: S608 - of a list
+        [numbers],
     ).fetchall()
-    return {number: orjson.loads(doc) for number, doc in rows}
-
-
-def _column_values(cursor: Any, numbers: list[int], column: str, upto: AsOf) -> dict[int, list[GroupValue]]:
-    if upto.ledger is None:
-        rows = cursor.execute(
-            f'SELECT run, "{column}" FROM current_runs WHERE run IN (SELECT unnest($1))',  # noqa: S608 - of a list
-            [numbers],
-        ).fetchall()
-    else:
-        rows = [(number, doc.get(column)) for number, doc in _docs(cursor, numbers, upto).items()]
     return {
         number: list(dict.fromkeys(value)) if isinstance(value, list) else [value] for number, value in rows if value
     }
 
 
-def _leaf_values(cursor: Any, numbers: list[int], path: str, upto: AsOf) -> dict[int, list[GroupValue]]:
-    if upto.ledger is None:
-        rows = cursor.execute(
-            "SELECT run, number, text FROM run_values WHERE path = $2 AND run IN (SELECT unnest($1))", [numbers, path]
-        ).fetchall()
-        return {run: [_leaf(number, text)] for run, number, text in rows}
-    found = {}
-    root, _, name = path.partition(".")
-    for number, doc in _docs(cursor, numbers, upto).items():
-        leaf = _walk(doc.get(root) or {}, name)
-        if leaf is not None:
-            found[number] = [leaf if isinstance(leaf, (bool, str)) else _numeric(leaf)]
-    return found
+def _leaf_values(cursor: Any, numbers: list[int], path: str) -> dict[int, list[GroupValue]]:
+    rows = cursor.execute(
+        "SELECT run, number, text FROM run_values WHERE path = $2 AND run IN (SELECT unnest($1))", [numbers, path]
+    ).fetchall()
+    return {run: [_leaf(number, text)] for run, number, text in rows}
+
+
+def _summary_values(cursor: Any, numbers: list[int], key: str) -> dict[int, list[GroupValue]]:
+    """The value that the run's summary shows: set by hand, else by its define_metric, else the last one logged."""
+    params = Params()
+    chosen = params.add(numbers)
+    rules = Rules.of_runs(cursor, numbers)
+    relation = summary_relation(key, rules, params)
+    sql = f"SELECT run, number, text FROM ({relation}) WHERE run IN (SELECT unnest({chosen}))"  # noqa: S608 - parameters
+    rows = cursor.execute(sql, params.used_by(sql)).fetchall()
+    return {run: [_leaf(number, text)] for run, number, text in rows}
 
 
 def _leaf(number: float | None, text: str | None) -> GroupValue:
     if number is not None and text in ("true", "false"):
         return text == "true"
     return text if number is None else number
-
-
-def _numeric(leaf: Any) -> GroupValue:
-    if isinstance(leaf, (int, float)):
-        return float(leaf)
-    return orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS).decode()
-
-
-def _walk(tree: dict[str, Any], name: str) -> Any:
-    """The leaf of a dotted path; a key may hold dots itself."""
-    if name in tree:
-        return tree[name]
-    for index, letter in enumerate(name):
-        if letter == "." and isinstance(tree.get(name[:index]), dict):
-            found = _walk(tree[name[:index]], name[index + 1 :])
-            if found is not None:
-                return found
-    return None
-
-
-def _last_values(cursor: Any, numbers: list[int], key: str, upto: AsOf) -> dict[int, list[GroupValue]]:
-    """The last logged value of a key (at the highest step), where the summary was not set by hand."""
-    if upto.metrics is None:
-        rows = cursor.execute(
-            "SELECT run, kind, last, last_text FROM series "
-            "WHERE key = $2 AND kind <> 'system' AND run IN (SELECT unnest($1)) ORDER BY last_step, off",
-            [numbers, key],
-        ).fetchall()
-    else:
-        rows = cursor.execute(
-            "WITH s AS (SELECT series, run, kind FROM series "
-            "WHERE key = $2 AND kind <> 'system' AND run IN (SELECT unnest($1))), "
-            "p AS (SELECT series, step, off, value, NULL AS text FROM points_cold "
-            "WHERE series IN (SELECT series FROM s) "
-            "UNION ALL SELECT series, step, off, value, NULL FROM points_hot WHERE series IN (SELECT series FROM s) "
-            "UNION ALL SELECT series, step, off, NULL, text FROM texts WHERE series IN (SELECT series FROM s)) "
-            "SELECT run, kind, value, text FROM p JOIN s USING (series) WHERE off < $3 ORDER BY step, off",
-            [numbers, key, upto.metrics],
-        ).fetchall()
-    return {
-        run: [value if kind == "metric" else text == "true" if kind == "bool" else text]
-        for run, kind, value, text in rows
-    }

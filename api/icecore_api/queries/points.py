@@ -6,7 +6,7 @@ cold, and two statements on their own could see one twice or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -35,18 +35,23 @@ class AsOf(NamedTuple):
     """The position at which a read is answered: only records before these offsets count; None is no bound."""
 
     ledger: int | None = None
-    metrics: int | None = None
+    metrics: Mapping[int, int] | None = None
+    """By partition; of a partition that is not named nothing counts."""
 
     @classmethod
     def of(cls, token: Token | None) -> AsOf:
         """The bounds that a token sets; None sets none."""
         if token is None:
             return cls()
-        return cls(token.next_offset(Place(LEDGER, 0)), token.next_offset(Place(METRICS, 0)))
+        bounds = {place.partition: n for place, n in token.as_dict().items() if place.stream == METRICS}
+        return cls(token.next_offset(Place(LEDGER, 0)), bounds)
 
-    def sql(self, column: str = "off") -> str:
-        """The condition on the offset of a row from the metrics stream."""
-        return "" if self.metrics is None else f" AND {column} < {int(self.metrics)}"
+    def sql(self, column: str = "off", partition: str = "(series & 255)") -> str:
+        """The condition on a row made by the metrics stream: its offset, in the partition of its series."""
+        if self.metrics is None:
+            return ""
+        parts = [f"({partition} = {int(part)} AND {column} < {int(n)})" for part, n in sorted(self.metrics.items())]
+        return f" AND ({' OR '.join(parts) or 'false'})"
 
 
 NOW: Final = AsOf()

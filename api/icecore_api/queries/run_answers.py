@@ -14,15 +14,6 @@ from icecore_api.queries.values import summaries
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-# materialized, or DuckDB would join all runs and read all documents before it picks these
-_ROWS: Final = """
-WITH picked AS MATERIALIZED (
-    SELECT run, doc, deleted FROM current_runs WHERE run IN (SELECT unnest($runs))
-)
-SELECT p.run, p.doc, a.heard_ts, a.last_step, a.points
-FROM picked p LEFT JOIN run_activity a USING (run) WHERE $deleted OR NOT p.deleted
-"""
-
 _GAPS: Final = """
 SELECT key, stream, producer, intervals FROM producers
 WHERE key IN (SELECT unnest($paths)) AND (contains(intervals, '],[') OR contains(intervals, '], [')
@@ -46,31 +37,39 @@ def run_answers(reading: Reading, runs: Sequence[int], *, deleted: bool = False)
     """The runs of some numbers, in their order; those that are not there (any more) left out."""
     if not runs:
         return []
-    rows = reading.cursor.execute(_ROWS, {"runs": list(runs), "deleted": deleted}).fetchall()
-    docs = {row[0]: orjson.loads(row[1]) for row in rows}
+    # look-ups by number, one a table: a join of the two reads all of one of them, 13 times as long for 100,000 runs
+    members = ", ".join(str(int(run)) for run in runs)
+    rows = reading.cursor.execute(
+        f"SELECT run, doc, deleted FROM current_runs WHERE run IN ({members})"  # noqa: S608 - numbers
+    ).fetchall()
+    docs = {run: orjson.loads(doc) for run, doc, hidden in rows if deleted or not hidden}
+    active = reading.cursor.execute(
+        f"SELECT run, heard_ts, last_step, points FROM run_activity WHERE run IN ({members})"  # noqa: S608 - numbers
+    ).fetchall()
+    activity = {run: (heard, step, points) for run, heard, step, points in active}
     values = summaries(reading.cursor, {run: (doc["summary"], doc["metrics"]) for run, doc in docs.items()})
     gaps = _gaps(reading, [doc["path"] for doc in docs.values()])
     answers = {
-        run: _answer(docs[run], heard, step, points or 0, values[run], gaps.get(docs[run]["path"], []), reading)
-        for run, _, heard, step, points in rows
+        run: _answer(doc, activity.get(run, (None, None, None)), values[run], gaps.get(doc["path"], []), reading)
+        for run, doc in docs.items()
     }
     return [answers[run] for run in runs if run in answers]
 
 
 def _answer(
     doc: Mapping[str, Any],
-    active_ts: int | None,
-    last_step: int | None,
-    points: int,
+    activity: tuple[int | None, int | None, int | None],
     summary: dict[str, Any],
     gaps: list[dict[str, Any]],
     reading: Reading,
 ) -> dict[str, Any]:
+    active_ts, last_step, points = activity
     heard = max(doc["heard_ts"], active_ts or 0)
     running = doc["state"] == "running"
     runtime = max(0, heard - doc["started_ts"]) if running else doc["runtime_ms"]
     failed = doc["error_type"] or doc["error_message"]
     path = doc["path"]
+    clocks = {"_timestamp": heard / 1000, "_runtime": runtime / 1000}
     return {
         "path": path,
         **{
@@ -86,11 +85,11 @@ def _answer(
         "heard_at": iso(heard),
         "runtime": runtime / 1000,
         "config": doc["config"],
-        "summary": {**summary, "_step": last_step, "_timestamp": heard / 1000, "_runtime": runtime / 1000},
+        "summary": {**summary, **({} if last_step is None else {"_step": last_step}), **clocks},
         "metadata": doc["metadata"],
         "metrics": doc["metrics"],
         "last_step": last_step,
-        "points": points,
+        "points": points or 0,
         "gaps": gaps,
         "dropped": doc["dropped"],
         "url": "/" + quote(path, safe="/"),

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import duckdb
 
@@ -15,8 +14,6 @@ from icecore_api.deps import Reading
 from icecore_api.queries.filters import Compiled, Compiler
 from icecore_api.queries.order import Cursor, beyond, ordering, question_of, read_cursor, write_cursor
 from icecore_api.queries.values import Params, Rules
-
-_PARAMETER: Final = re.compile(r"\$(\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +77,8 @@ class Matching:
     def run(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a statement over the matching runs."""
         self.params.fixed("crashed_before", self.reading.crashed_before_ms)
-        used = set(_PARAMETER.findall(sql))
-        values = {name: value for name, value in self.params.values.items() if name in used}
         try:
-            return self.reading.cursor.execute(sql, values).fetchall()
+            return self.reading.cursor.execute(sql, self.params.used_by(sql)).fetchall()
         except (duckdb.ConversionException, duckdb.OutOfRangeException) as error:
             raise Invalid(f"expected values that fit their fields, got {str(error)[:200]}", where="filters") from error
 
@@ -122,8 +117,8 @@ def find(reading: Reading, question: Question) -> Found:
         [*(f"{name} {'DESC' if fall else 'ASC'} NULLS LAST" for name, fall in zip(names, falls, strict=True)), "run"]
     )
     rows = matching.run(
-        f"WITH matched AS MATERIALIZED ({inside}) "
-        f"SELECT run, (SELECT count(*) FROM matched), {', '.join(names)} FROM matched {after} "
+        f"SELECT run, matching, {', '.join(names)} "
+        f"FROM (SELECT *, count(*) OVER () AS matching FROM ({inside})) {after} "
         f"ORDER BY {by} LIMIT {question.limit + 1}"
     )
     if not rows:

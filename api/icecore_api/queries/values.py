@@ -11,6 +11,7 @@ Nothing a caller sent ever becomes part of the SQL text: `Params` turns it into 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +21,8 @@ import duckdb
 import orjson
 
 from icecore.limits import most
+
+_PARAMETER: Final = re.compile(r"\$(\w+)")
 
 AGGREGATES: Final[Mapping[str, str]] = {
     "last": "{s}.last",
@@ -43,6 +46,11 @@ class Params:
         name = f"p{len(self.values)}"
         self.values[name] = value
         return f"${name}"
+
+    def used_by(self, sql: str) -> dict[str, Any]:
+        """Those that a statement names: DuckDB refuses others."""
+        named = set(_PARAMETER.findall(sql))
+        return {name: value for name, value in self.values.items() if name in named}
 
     def fixed(self, name: str, value: Any) -> str:
         """A value used in many places: one parameter."""
@@ -79,6 +87,15 @@ class Rules:
         rows = cursor.execute(
             "SELECT DISTINCT metrics FROM current_runs WHERE entity = $e AND project = $p AND metrics IS NOT NULL",
             {"e": entity, "p": project},
+        ).fetchall()
+        return cls({doc: orjson.loads(doc) for (doc,) in sorted(rows)}, cursor)
+
+    @classmethod
+    def of_runs(cls, cursor: duckdb.DuckDBPyConnection, runs: Sequence[int]) -> Rules:
+        """Read those of some runs."""
+        rows = cursor.execute(
+            "SELECT DISTINCT metrics FROM current_runs WHERE run IN (SELECT unnest($runs)) AND metrics IS NOT NULL",
+            {"runs": list(runs)},
         ).fetchall()
         return cls({doc: orjson.loads(doc) for (doc,) in sorted(rows)}, cursor)
 
@@ -212,9 +229,7 @@ def summaries(
     found: dict[int, dict[str, Any]] = {run: {} for run in runs}
     if plain:
         rows = cursor.execute(
-            "SELECT run, kind, key, last, last_text FROM series WHERE run IN (SELECT unnest($runs)) "
-            f"AND kind <> 'system' LIMIT {_ROWS_MOST}",
-            {"runs": plain},
+            f"SELECT run, kind, key, last, last_text FROM {_series_of(plain)} WHERE kind <> 'system' LIMIT {_ROWS_MOST}"
         ).fetchall()
         _check_width(rows, runs)
         for run, kind, key, last, text in rows:
@@ -238,9 +253,8 @@ def _by_rules(
     modes = [mode for mode in AGGREGATES if mode != "none"]
     columns = ", ".join(AGGREGATES[mode].format(s="s") for mode in modes)
     rows = cursor.execute(
-        f"SELECT s.run, s.kind, s.key, s.last_text, {columns} FROM series s "
-        f"WHERE s.run IN (SELECT unnest($runs)) AND s.kind <> 'system' LIMIT {_ROWS_MOST}",
-        {"runs": list(metrics)},
+        f"SELECT s.run, s.kind, s.key, s.last_text, {columns} FROM {_series_of(metrics)} s "
+        f"WHERE s.kind <> 'system' LIMIT {_ROWS_MOST}"
     ).fetchall()
     _check_width(rows, found)
     for run, kind, key, text, *numbers in rows:
@@ -254,6 +268,11 @@ def _by_rules(
         found[run][key] = values[plain_mode(wanted)]
         if len(wanted) > 1:
             found[run].update({f"{key}.{mode}": values[mode] for mode in wanted if mode in values})
+
+
+def _series_of(runs: Iterable[int]) -> str:
+    """The series of some runs as a relation of one condition on numbers: only then the index on `run` serves it."""
+    return f"(SELECT * FROM series WHERE run IN ({', '.join(str(int(run)) for run in runs)}) OFFSET 0)"
 
 
 def _check_width(rows: Sequence[object], runs: Mapping[int, object]) -> None:

@@ -11,12 +11,12 @@ from fastapi import Header, Query
 from starlette.responses import StreamingResponse
 
 from icecore.errors import Invalid
-from icecore.position import Token
-from icecore_api.deps import OfProject, OfRun, Read, wait_for
+from icecore_api.deps import OfProject, OfRun, Read
 from icecore_api.queries.export import Export, runs_of_project
 from icecore_api.queries.formats import MEDIA_TYPES, Compression, Format, encode, encode_history
 from icecore_api.queries.history import Range, history
-from icecore_api.queries.points import AsOf, Kind, find_runs
+from icecore_api.queries.points import NOW, Kind, find_runs
+from icecore_api.routes.moments import Then
 from icecore_api.routing import Router
 from icecore_api.streaming import stream
 
@@ -45,9 +45,6 @@ Formatted = Annotated[
     Format | None, Query(alias="format", description="of the answer; else by Accept, else json (ndjson: a row a line)")
 ]
 Compressed = Annotated[Compression, Query(description="of Arrow's buffers")]
-AsOfToken = Annotated[
-    str | None, Query(max_length=4096, description="answer as of this position, an `Icecore-Position` of any time")
-]
 Accept = Annotated[str, Header(alias="Accept", include_in_schema=False)]
 
 
@@ -79,13 +76,11 @@ async def run_history(
         int | None, Query(ge=1, lt=2**31, description="at most so many rows, evenly spread, with the first and last")
     ] = None,
     compression: Compressed = "none",
-    as_of: AsOfToken = None,
+    then: Then = None,
 ) -> StreamingResponse:
     """The whole history of a run, or a part of it."""
     chosen = form or _accepted(accept)
-    upto = AsOf.of(Token.parse(as_of) if as_of else None)
-    if as_of:
-        await wait_for(read.store, Token.parse(as_of), 2.0)
+    upto = then.upto if then else NOW
     rows = Range(parse_keys(keys), kind, min_step, max_step, samples, upto)
 
     def begin(cursor: duckdb.DuckDBPyConnection) -> Iterator[bytes]:
@@ -115,13 +110,11 @@ async def project_history(
     form: Formatted = None,
     kind: Annotated[Kind, Query(description="system: what was measured of the machines")] = "metric",
     compression: Compressed = "none",
-    as_of: AsOfToken = None,
+    then: Then = None,
 ) -> StreamingResponse:
     """The full history of a project, in long form."""
     chosen = form or _accepted(accept)
-    upto = AsOf.of(Token.parse(as_of) if as_of else None)
-    if as_of:
-        await wait_for(read.store, Token.parse(as_of), 2.0)
+    upto = then.upto if then else NOW
 
     def begin(cursor: duckdb.DuckDBPyConnection) -> Iterator[bytes]:
         paths, numbers = runs_of_project(cursor, project.entity, project.project, upto)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Final
 
 from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from icecore.errors import LogError
 from icecore.position import Token
 from icecore_api.answers import Json
 from icecore_api.deps import Process, Read, Reading, body_schema, read_body
@@ -17,6 +19,9 @@ from icecore_api.models import Job as JobAnswer
 from icecore_api.routing import Router
 
 router: Final = Router(tags=["operations"])
+
+_LOG_WITHIN_S: Final = 1.0
+"""How long a status waits for brokers that may be away."""
 
 _COUNTS: Final = """
 SELECT (SELECT count(*) FROM dead_letters), (SELECT count(*) FROM rejections),
@@ -33,13 +38,21 @@ async def status(
     ] = False,
 ) -> Response:
     """The processes, how far the log is folded, and what could not be."""
-    end, folded = await context.log.end(), reading.position
+    folded, trouble = reading.position, context.log.trouble
+    try:
+        async with asyncio.timeout(_LOG_WITHIN_S):
+            end = await context.log.end()
+    except LogError as error:
+        end, trouble = folded, trouble or f"{error.code}: {error.message}"
+    except TimeoutError:
+        end, trouble = folded, trouble or "log_away: the log does not say how far it goes"
     counts = await run_in_threadpool(_counts, reading)
     body: dict[str, Any] = {
         **await run_in_threadpool(context.processes),
         "log": _places(end),
         "folded": _places(folded),
         "lag": sum(max(0, n - folded.next_offset(place)) for place, n in end.as_dict().items()),
+        **({"log_trouble": trouble} if trouble else {}),
         **counts,
         "data": str(context.data),
     }

@@ -16,12 +16,14 @@ from icecore_api.answers import Json
 from icecore_api.deps import OfProject, OfRun, Process, Read, Reading, RunPath, body_schema, read_body, reading_now
 from icecore_api.models import RunAnswer, RunPatch, RunsPage, RunState
 from icecore_api.patches import patch_events
+from icecore_api.queries.as_of import Moment
 from icecore_api.queries.facets import facets as count_facets
 from icecore_api.queries.filters import parse_filters
 from icecore_api.queries.order import DEFAULT
 from icecore_api.queries.run_answers import run_answers
 from icecore_api.queries.runs import Found, Matching, Question, find
 from icecore_api.queries.values import TooWide
+from icecore_api.routes.moments import Then, back_then, of_project, of_run
 from icecore_api.routing import Router, principal
 from icecore_projections.schema import run_number
 
@@ -43,10 +45,13 @@ def list_runs(
     limit: Annotated[int, Query(ge=0, le=most("page_runs"), description="0 for the count and facets alone")] = 50,
     cursor: Annotated[str | None, Query(description="`cursor` of the page before", max_length=8192)] = None,
     facets: Annotated[str | None, Query(description="Fields to count by, by comma", max_length=8192)] = None,
+    then: Then = None,
 ) -> Response:
     """A page of a project's runs, how many match in all, and counts by value of the fields asked for."""
-    question = Question(at.entity, at.project, parse_filters(filters), filters or "", order, limit, cursor)
+    asked = f"{filters or ''}\0{then.token if then else ''}"
+    question = Question(at.entity, at.project, parse_filters(filters), asked, order, limit, cursor)
     reading.begin()
+    reading = back_then(reading, then, *of_project(at.entity, at.project))
     found, answers = _page(reading, question)
     names = [name for name in (facets or "").split(",") if name]
     body = {
@@ -69,9 +74,9 @@ def _page(reading: Reading, question: Question) -> tuple[Found, list[dict[str, A
 
 
 @router.on("GET", "/runs/{entity}/{project}/{run_id}", permission="run:read", answer=RunAnswer, errors=[404])
-def get_run(at: OfRun, reading: Read) -> Response:
+def get_run(at: OfRun, reading: Read, then: Then = None) -> Response:
     """A run in full."""
-    return Json(_one(reading, at), position=reading.position)
+    return Json(_one(reading, at, then), position=reading.position)
 
 
 @router.on(
@@ -106,13 +111,14 @@ async def restore_run(request: Request, at: OfRun, context: Process) -> Response
     return await _command(request, at, context, [RunRestored(run=at.path)], deleted=None)
 
 
-def _one(reading: Reading, at: RunPath, *, deleted: bool = False) -> dict[str, Any]:
+def _one(reading: Reading, at: RunPath, then: Moment | None = None, *, deleted: bool = False) -> dict[str, Any]:
     """The run at a path.
 
     Raises:
         NotFound: there is none, or it is deleted.
     """
     reading.begin()
+    reading = back_then(reading, then, *of_run(at.path))
     number = run_number(at.path)
     answers = run_answers(reading, [number], deleted=True)
     hidden = reading.cursor.execute("SELECT deleted FROM current_runs WHERE run = $run", {"run": number}).fetchone()

@@ -18,18 +18,20 @@ from starlette.responses import Response
 from icecore.errors import Invalid
 from icecore.events import check_path_part, split_run_path
 from icecore.limits import most
-from icecore.position import Token
 from icecore_api.answers import POSITION_HEADER
 from icecore_api.context import Store
-from icecore_api.deps import Read, Reading, body_schema, read_body, wait_for
+from icecore_api.deps import Process, Read, Reading, body_schema, read_body
 from icecore_api.models import Answer
 from icecore_api.queries import runs as listing
+from icecore_api.queries.as_of import Moment
 from icecore_api.queries.buckets import Array
 from icecore_api.queries.formats import MEDIA_TYPES, json_numbers
 from icecore_api.queries.groups import Band, bands
-from icecore_api.queries.points import AsOf, Run, SeriesNumbers, find_runs, snapshot
+from icecore_api.queries.points import NOW, AsOf, Run, SeriesNumbers, find_runs, snapshot
 from icecore_api.queries.series import RUNTIME, STEP, Line, Question, lines
+from icecore_api.routes.moments import AS_OF, back_then, moment, of_project
 from icecore_api.routing import Router
+from icecore_projections.schema import run_number
 
 router = Router(tags=["series"])
 
@@ -55,7 +57,7 @@ class SeriesRequest(BaseModel):
     group_by: str | None = Field(None, description="config.NAME, summary.NAME, tags, group or job_type")
     smooth: None = Field(None, description="nothing yet: clients smooth what they draw")
     exact: bool = Field(default=False, description="never use the rollup, whatever it takes")
-    as_of: str | None = Field(None, description="answer as of this position, an `Icecore-Position` of any time")
+    as_of: str | None = Field(None, description=AS_OF)
 
 
 class SeriesLine(Answer):
@@ -111,15 +113,16 @@ _NUMBERS: Final = ("min", "max", "mean", "std")
     extra=body_schema(SeriesRequest),
 )
 async def series(
-    request: Request, read: Read, accept: Annotated[str, Header(alias="Accept", include_in_schema=False)] = ""
+    request: Request,
+    context: Process,
+    read: Read,
+    accept: Annotated[str, Header(alias="Accept", include_in_schema=False)] = "",
 ) -> Response:
     """Points or buckets of many runs and keys at once."""
     asked = await read_body(request, SeriesRequest)
-    token = Token.parse(asked.as_of) if asked.as_of else None
-    if token is not None:
-        await wait_for(read.store, token, 2.0)
+    then = await moment(context, read, asked.as_of)
     arrow = _ARROW in accept
-    body = await asyncio.to_thread(_answer, read, asked, AsOf.of(token), numbers_of(read.store), arrow=arrow)
+    body = await asyncio.to_thread(_answer, read, asked, then, arrow=arrow)
     headers = {POSITION_HEADER: str(read.position)}
     return Response(body, media_type=_ARROW if arrow else "application/json", headers=headers)
 
@@ -132,8 +135,12 @@ def numbers_of(store: Store) -> SeriesNumbers:
     return _numbers.setdefault(store, SeriesNumbers())
 
 
-def _answer(read: Reading, asked: SeriesRequest, upto: AsOf, numbers: SeriesNumbers, *, arrow: bool) -> bytes:
+def _answer(read: Reading, asked: SeriesRequest, then: Moment | None, *, arrow: bool) -> bytes:
+    upto = then.upto if then else NOW
+    # how many points a series has is remembered with its number, and was another then
+    numbers = SeriesNumbers() if then else numbers_of(read.store)
     with snapshot(read.cursor):
+        read = _back(read, asked, then)
         runs = _runs(read, asked, upto)
         question = _question(asked, upto)
         if asked.group_by is not None:
@@ -147,6 +154,16 @@ def _question(asked: SeriesRequest, upto: AsOf) -> Question:
     x = asked.x or (STEP if asked.kind == "metric" else RUNTIME)
     span = (asked.range[0], asked.range[1]) if asked.range is not None else None
     return Question(asked.keys, asked.kind, x, asked.buckets, span, asked.exact, upto)
+
+
+def _back(read: Reading, asked: SeriesRequest, then: Moment | None) -> Reading:
+    """As of a moment, where more than the runs' points is asked about."""
+    if asked.runs is None and asked.path is not None:
+        return back_then(read, then, *of_project(*asked.path.partition("/")[::2]))
+    if asked.group_by is None:
+        return read
+    numbers = [run_number(path) for path in (asked.runs or [])[: most("series_per_request")]]
+    return back_then(read, then, "c.run IN (SELECT unnest($of_runs))", {"of_runs": numbers})
 
 
 def _runs(read: Reading, asked: SeriesRequest, upto: AsOf) -> list[Run]:
