@@ -37,7 +37,7 @@ TAIL: Final = "SELECT (SELECT max(off) FROM records), (SELECT value FROM meta WH
 
 _LENGTHS: Final = struct.Struct("<II")
 _OFFSET: Final = struct.Struct("<Q")
-_SCHEMA: Final = """
+SCHEMA: Final = """
 CREATE TABLE records(off INTEGER PRIMARY KEY, key TEXT NOT NULL, envelope BLOB NOT NULL, payload BLOB NOT NULL,
                      crc INTEGER NOT NULL);
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -110,7 +110,7 @@ def _write_empty(made: Path, segment: Segment, place: Place) -> None:
         db.execute(f"PRAGMA page_size={PAGE_SIZE}")
         db.execute("PRAGMA journal_mode=WAL").fetchall()
         db.executescript(
-            f"BEGIN; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT}; {_SCHEMA} COMMIT"
+            f"BEGIN; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT}; {SCHEMA} COMMIT"
         )
         rows = {"stream": place.stream, "partition": place.partition, "first_off": segment.first, "sealed": 0}
         db.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
