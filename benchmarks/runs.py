@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
+from urllib.parse import urlencode
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import urllib3
 
 from benchmarks.results import Result
+from benchmarks.server import serving
 from icecore.position import Token
 from icecore_api.context import Store
 from icecore_api.deps import Deadline, Reading
@@ -33,16 +38,51 @@ def run(scale: float) -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="icecore-bench-") as folder:
         con = duckdb.connect(str(Path(folder) / "bench.duckdb"))
         try:
-            build(con, max(100, round(RUNS * scale)))
-            return asyncio.run(_measure(con))
+            runs = max(100, round(RUNS * scale))
+            build(con, runs)
+            return [*asyncio.run(_measure(con)), over_http(Path(folder), runs)]
         finally:
             con.close()
 
 
 def build(con: duckdb.DuckDBPyConnection, runs: int) -> None:
-    """Runs with 58 config values and 41 metrics each."""
+    """Runs with 58 config values and 41 metrics each, in a store of their own."""
     for statement in definitions():
         con.execute(statement)
+    fill(con, runs)
+    con.execute(f"INSERT INTO offsets VALUES ('ledger', 0, {runs}, 0)")
+    for name, where in INDEXES.items():
+        con.execute(f"CREATE INDEX {name} ON {where}")
+    con.execute("CHECKPOINT")
+
+
+def over_http(folder: Path, runs: int) -> Result:
+    """The same question of a server whose store was filled by hand while it was stopped."""
+    with serving(folder) as served:
+        served.wait_folded()
+        key, store = served.key, served.data / "store"
+    with contextlib.closing(duckdb.connect(str(store / (store / "CURRENT").read_text().strip()))) as con:
+        fill(con, runs)
+        con.execute("UPDATE current_runs SET off_first = 0")
+        con.execute("CHECKPOINT")
+    query = {"filters": json.dumps(FILTERS), "order": "-summary_metrics.metric_3", "limit": "10"}
+    with serving(folder) as served:
+        pool = urllib3.HTTPConnectionPool("127.0.0.1", served.port)
+        path = f"/api/v1/runs/team/sweep?{urlencode(query)}"
+
+        def ask() -> None:
+            answer = pool.request("GET", path, headers={"Authorization": f"Bearer {key}"})
+            if answer.status != 200 or answer.json()["count"] == 0:
+                raise RuntimeError(answer.data[:500])
+
+        took = timed(ask)
+    return Result(
+        "top 10 of 100,000 runs, 3 config filters, over HTTP", took, "ms", 30, "at most", "find, then 10 runs"
+    )
+
+
+def fill(con: duckdb.DuckDBPyConnection, runs: int) -> None:
+    """The rows, as the folds would leave them."""
     rng = np.random.default_rng(0)
     config = {
         "lr": 10 ** rng.uniform(-5, -1, runs),
@@ -84,10 +124,6 @@ def build(con: duckdb.DuckDBPyConnection, runs: int) -> None:
         "INSERT INTO series BY NAME SELECT run, 'metric' AS kind, 'metric_' || j AS key, random() AS last, 1000 AS n "
         f"FROM given, range({SUMMARY}) t(j) ORDER BY key, run"
     )
-    con.execute(f"INSERT INTO offsets VALUES ('ledger', 0, {runs}, 0)")
-    for name, where in INDEXES.items():
-        con.execute(f"CREATE INDEX {name} ON {where}")
-    con.execute("CHECKPOINT")
 
 
 async def _measure(con: duckdb.DuckDBPyConnection) -> list[Result]:
