@@ -9,6 +9,7 @@ the log by docs/events.md alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import lru_cache, partial
@@ -32,6 +33,10 @@ from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_ingest.logs.kafka_thread import LoopThread
 from icecore_ingest.logs.kafka_watch import Watch
 from icecore_ingest.logs.kafka_writer import RECORD_ROOM, Append, Raw, Writer
+
+# Each retry of a broker that is away is a warning of aiokafka's; what is wrong is in `trouble`. Heard where logging is
+# configured.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 _BEHIND_TRIES: Final = 20
 _BEHIND_S: Final = 0.1

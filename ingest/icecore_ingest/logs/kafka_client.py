@@ -32,6 +32,7 @@ from icecore_ingest.logs.kafka_wire import TopicsRequest
 EARLIEST: Final = -2
 LATEST: Final = -1
 _BACKOFF_S: Final = 0.1
+_ANSWER_S: Final = 2.0
 _NOT_THERE: Final = 3
 """The error code of an unknown topic."""
 _AGAIN: Final = (
@@ -194,6 +195,21 @@ class KafkaClient:
                     raise kafka.for_code(code)
                 found[Place(stream_of[topic], partition)] = Fetched(data or b"", end, start)
         return found
+
+    async def answering(self, nodes: Iterable[int]) -> set[int]:
+        """Those of some brokers that answer within two seconds: metadata may be old where the controllers are away."""
+        asked = sorted(set(nodes))
+
+        async def ask(node: int) -> bool:
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    await self._client.send(node, TopicsRequest([]))
+            except (kafka.KafkaError, OSError, TimeoutError):
+                return False
+            return True
+
+        found = await asyncio.gather(*map(ask, asked))
+        return {node for node, answers in zip(asked, found, strict=True) if answers}
 
     def led(self, places: Iterable[Place]) -> list[tuple[int, list[Place]]]:
         """Some partitions by the broker that leads them.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from icecore.errors import LogDrift, LogError, LogTopicMissing
@@ -19,6 +20,8 @@ from icecore_ingest.logs.kafka_writer import Writer
 _EVERY_S: Final = 1.0
 _STUCK_S: Final = 1.0
 """A batch on its way for longer is looked into."""
+_LONG_S: Final = 5.0
+"""A batch on its way for longer is a trouble even where no cause is found."""
 _CHECK_S: Final = 15.0
 """How often a log that is well is looked at."""
 
@@ -78,6 +81,7 @@ class Health:
             if not stuck and self.trouble is None and time.monotonic() - checked < _CHECK_S:
                 continue
             found = await self._look()
+            found = found or self._unexplained()
             checked = time.monotonic()
             if self._lost is None:
                 self._note(found)
@@ -101,7 +105,9 @@ class Health:
                     return failures.topic_missing(topic)
             if topics.log_id() != self._log_id:
                 return self.lost(failures.topic_replaced(", ".join(self._settings.topics.values())))
-            wrong = self._state(topics)
+            held = {state for partitions in topics.partitions.values() for state in partitions.values()}
+            nodes = {node for state in held for node in (*state.in_sync, state.leader) if node >= 0}
+            wrong = self._state(topics, await self._client.answering(nodes))
             if wrong is not None:
                 return wrong
             places = [Place(stream, n) for stream, count in self._partitions.items() for n in range(count)]
@@ -110,8 +116,14 @@ class Health:
             return error
         return None
 
-    def _state(self, topics: Topics) -> LogError | None:
-        """What the partitions' replicas say."""
+    def _unexplained(self) -> LogError | None:
+        """Something is on its way for long, and nothing is known to be wrong."""
+        longest = max((writer.oldest_s() for writer in self._writers), default=0.0)
+        where = ", ".join(self._settings.topics.values())
+        return failures.away(where, f"no acknowledgement for {longest:.0f} s") if longest > _LONG_S else None
+
+    def _state(self, topics: Topics, answering: AbstractSet[int]) -> LogError | None:
+        """What the partitions' replicas say, of those brokers that answer."""
         for stream, topic in self._settings.topics.items():
             held = topics.partitions[topic]
             if len(held) != self._partitions[stream]:
@@ -122,9 +134,10 @@ class Health:
                     drift=[{"topic": topic, "setting": "partitions", "found": str(len(held)), "expected": count}],
                 )
             for number, state in sorted(held.items()):
-                if state.leader < 0:
-                    return failures.away(f"{topic}:{number}", "no leader")
-                if len(state.in_sync) < self._settings.replicas_in_sync:
-                    said = f"{len(state.in_sync)} of {len(state.replicas)} in sync (brokers {list(state.in_sync)})"
-                    return failures.not_replicated(f"{topic}:{number}", said)
+                alive = sorted(set(state.in_sync) & answering)
+                if len(alive) < self._settings.replicas_in_sync:
+                    said = f"{len(alive)} of {len(state.replicas)} (brokers {alive}; at least "
+                    return failures.not_replicated(f"{topic}:{number}", f"{said}{self._settings.replicas_in_sync})")
+                if state.leader not in answering:
+                    return failures.away(f"{topic}:{number}", "no leader that answers")
         return None
