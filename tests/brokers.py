@@ -6,7 +6,9 @@ in red; with ICECORE_REQUIRE_KAFKA=1, as in `.ci/run`, they fail instead.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import os
 import re
 import ssl
@@ -14,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 import trustme
@@ -29,13 +32,22 @@ USERS = {"alice": "alice-secret", "bob": "bob-secret"}
 
 def need_kafka() -> None:
     """Skip, or fail where a broker is required, unless one can be started here."""
+    why = _why_not()
+    if why and REQUIRED:
+        pytest.fail(f"{NO_BROKER}: {why}", pytrace=False)
+    if why:
+        pytest.skip(f"{NO_BROKER}: {why}")
+
+
+@functools.cache
+def _why_not() -> str:
+    """Why no broker can be started here, or nothing; asked once, as the answer may take the network's time-outs."""
     try:
         find_java()
         fetch()
     except IcecoreError as error:
-        if REQUIRED:
-            pytest.fail(f"{NO_BROKER}: {error}", pytrace=False)
-        pytest.skip(f"{NO_BROKER}: {error}")
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -56,18 +68,23 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     with (folder / "starting").open("w") as starting, (folder / "users").open("w") as users:
         fcntl.flock(starting, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_SH)
-        address, mine = folder / "address", None
-        if not address.exists():
-            mine = Cluster(folder / "data").start()
-            address.write_text(f"{mine.bootstrap} {mine.cluster_id}")
-        fcntl.flock(starting, fcntl.LOCK_UN)
-        yield Kafka(*address.read_text().split())
-        if mine:  # whoever started it ends it, last of all
-            fcntl.flock(starting, fcntl.LOCK_EX)
-            fcntl.flock(users, fcntl.LOCK_UN)
-            fcntl.flock(users, fcntl.LOCK_EX)
-            address.unlink()
-            mine.kill()
+        address = folder / "address"
+        with contextlib.ExitStack() as mine:
+            if not address.exists():  # whoever starts it ends it, after all others have let go
+                one = Cluster(folder / "data")
+                mine.callback(one.kill)
+                mine.callback(_last_of, starting, users, address)
+                one.start()
+                address.write_text(f"{one.bootstrap} {one.cluster_id}")
+            fcntl.flock(starting, fcntl.LOCK_UN)
+            yield Kafka(*address.read_text().split())
+
+
+def _last_of(starting: IO[str], users: IO[str], address: Path) -> None:
+    """Return when nobody else uses the shared broker, and nobody can begin to."""
+    fcntl.flock(starting, fcntl.LOCK_EX)
+    fcntl.flock(users, fcntl.LOCK_EX)
+    address.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -156,9 +157,9 @@ def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, settings={"num.io.threads": "none"})
     with pytest.raises(Unavailable, match=r"num\.io\.threads"):
         cluster.start()
-    cluster.kill()
 
     assert not cluster.brokers[0].running
+    Cluster(tmp_path).kill()  # the folder is free again
 
 
 # ------------------------------------------------------------------------------------------------------- the doors
@@ -305,6 +306,16 @@ def test_jars_of_other_bytes_are_refused(shelf: Path, tmp_path: Path) -> None:
         fetch(empty, maven=None, repository=url)
 
     assert list(empty.glob("*.jar")) == []
+
+
+def test_no_repository_is_said(tmp_path: Path) -> None:
+    """Where nobody serves the jars, the error says how many are missing, why, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(Unavailable, match=f"expected {len(jars())} jars .* could not be had: {url}") as raised:
+        fetch(tmp_path, maven=None, repository=url)
+
+    assert "Maven" in raised.value.hint
 
 
 def test_two_fetch_at_once(shelf: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from icecore_api.broker.java import find_java
 from icecore_api.broker.listeners import Listener
 from icecore_api.broker.process import STOP_S, Broker
 
-READY_S: Final = 90.0
+READY_S: Final = 120.0
 LOCK_S: Final = 10.0
 _ASK_MS: Final = 5000
 # Below the range from which systems give ports to outgoing connections: a client that keeps trying a dead broker's
@@ -94,15 +94,27 @@ class Cluster:
         return ",".join(f"127.0.0.1:{broker.ports[listener]}" for broker in self.brokers)
 
     def start(self) -> Self:
-        """Start all brokers that do not run, and return when all serve."""
+        """Start all brokers that do not run, and return when all serve.
+
+        Raises:
+            Unavailable: they did not; those that were started here have been killed again.
+        """
         if self._lock < 0:
             self._lock = _take(self.folder / "lock")
+        new = [broker for broker in self.brokers if not broker.running]
         scram = [secret for listener in self.listeners.values() for secret in listener.scram()]
-        with ThreadPoolExecutor(len(self.brokers)) as pool:
-            list(pool.map(lambda broker: broker.format(self.cluster_id, scram), self.brokers))
-        for broker in self.brokers:
-            broker.start(self._lock)
-        self.wait_ready()
+        try:
+            with ThreadPoolExecutor(len(self.brokers)) as pool:
+                list(pool.map(lambda broker: broker.format(self.cluster_id, scram), new))
+            for broker in new:
+                broker.start(self._lock)
+            self.wait_ready()
+        except BaseException:
+            for broker in new:
+                broker.kill()
+            if len(new) == len(self.brokers):
+                self._let_go()
+            raise
         return self
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
@@ -194,12 +206,7 @@ def with_kafka(data: Path) -> Cluster:
         SettingsError: there is no Java.
         Unavailable: the jars could not be fetched, or another process runs it, or it did not start.
     """
-    cluster = Cluster(data / "kafka", durable=True)
-    try:
-        return cluster.start()
-    except BaseException:
-        cluster.kill()
-        raise
+    return Cluster(data / "kafka", durable=True).start()
 
 
 def _take(path: Path) -> int:

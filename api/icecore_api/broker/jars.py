@@ -133,7 +133,10 @@ def _get(missing: Sequence[Jar], into: Path, say: Say, maven: str | None, reposi
     if left:
         say(f"fetching {len(left)} jars of Apache Kafka {KAFKA_VERSION} from {repository} …")
         with ThreadPoolExecutor(8) as pool, urllib3.PoolManager(maxsize=8) as web:
-            why += pool.map(lambda jar: _by_https(web, f"{repository}/{jar.path}", jar, into), left)
+            first, *others = left
+            why.append(_by_https(web, f"{repository}/{first.path}", first, into))
+            if first.is_at(into / first.name):  # else nobody answers, and each would wait for that in vain
+                why += pool.map(lambda jar: _by_https(web, f"{repository}/{jar.path}", jar, into), others)
     left = _missing(missing, into)
     if left:
         raise Unavailable(
@@ -177,7 +180,7 @@ def _pom(wanted: Sequence[Jar]) -> str:
 def _by_https(web: urllib3.PoolManager, url: str, jar: Jar, into: Path) -> str:
     """Fetch one jar; returns why it could not be had, or nothing."""
     try:
-        answer = web.request("GET", url, timeout=urllib3.Timeout(connect=10, read=60), retries=urllib3.Retry(3))
+        answer = web.request("GET", url, timeout=urllib3.Timeout(connect=10, read=60), retries=urllib3.Retry(2))
     except urllib3.exceptions.HTTPError as error:
         return f"{url}: {error}"
     if answer.status != 200:
