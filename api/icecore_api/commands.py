@@ -68,6 +68,7 @@ Examples:
   icecore up --data ./ice --port 0 --json
   icecore up --host 0.0.0.0 --public-host ice.example.org
   icecore up --log kafka://broker:9092
+  icecore up --with-kafka
 """
 )
 @_data_option
@@ -81,9 +82,12 @@ Examples:
     help="Port; 0 picks a free one.",
 )
 @_log_option
+@click.option("--with-kafka", is_flag=True, help="Try Kafka: find or fetch a broker, and keep it in the data folder.")
 @click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help='First line: {"url", "login_url", "api_key"}.')
-def up(data: Path, host: str, port: int, log: str, public_host: tuple[str, ...], as_json: bool) -> None:
+def up(
+    data: Path, host: str, port: int, log: str, with_kafka: bool, public_host: tuple[str, ...], as_json: bool
+) -> None:
     """Serve a data folder: one command, two processes, until Ctrl-C."""
     _need_server()
     from icecore_api.supervise import FirstWords, Plan
@@ -101,7 +105,9 @@ def up(data: Path, host: str, port: int, log: str, public_host: tuple[str, ...],
             click.echo("  next: `import icecore` in a script, or `icecore demo`; Ctrl-C stops")
         sys.stdout.flush()
 
-    plan = Plan(data.expanduser().absolute(), host, port, public_host, log)
+    if log and with_kafka:
+        raise SettingsError("expected --log or --with-kafka, got both", hint="--with-kafka brings its own broker")
+    plan = Plan(data.expanduser().absolute(), host, port, public_host, log, with_kafka)
     asyncio.run(serve(plan, ready=ready, say=say))
 
 

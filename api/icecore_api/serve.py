@@ -81,7 +81,7 @@ async def serve(settings: Settings) -> int:
         operations=LiveOperations(data, settings.log_address, folding),
         producer=str(uuid.uuid4()),
         data=data,
-        processes=lambda: {**processes(data), "folding": folding.report()},
+        processes=lambda: {**processes(data), "log_at": str(settings.log_address), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
     )
     config = uvicorn.Config(
@@ -139,6 +139,7 @@ def processes(data: Path) -> Mapping[str, Any]:
         return {"store": os.getpid()}
     return {
         "supervisor": report["supervisor"],
+        **({"brokers": report["brokers"]} if report.get("brokers") else {}),
         **{name: child["pid"] for name, child in children.items()},
         "states": {name: child["state"] for name, child in children.items()},
         "restarts": {name: child["restarts"] for name, child in children.items()},

@@ -7,6 +7,7 @@ being restarted waits instead of being refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -45,6 +46,8 @@ class Plan:
     """Names and addresses, besides loopback's, that requests may be made to."""
     log: str = ""
     """The log, where it is not in the data folder: kafka://…"""
+    with_kafka: bool = False
+    """Start a Kafka broker of our own, in the data folder."""
 
     @property
     def log_address(self) -> str | Path:
@@ -195,10 +198,18 @@ def bind(host: str, port: int, *, within: float = 3.0) -> socket.socket:
 class Supervisor:
     """Starts the children, waits until they are ready, restarts those that die, and stops them all."""
 
-    def __init__(self, plan: Plan, children: list[Child], *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        children: list[Child],
+        *,
+        say: Callable[[str], None],
+        brokers: Callable[[], Sequence[int]] = tuple,
+    ) -> None:
         self._plan = plan
         self._children = children
         self._say = say
+        self._brokers = brokers
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -288,6 +299,7 @@ class Supervisor:
         report = {
             "supervisor": os.getpid(),
             "url": self._plan.url,
+            "brokers": list(self._brokers()),
             "children": {c.name: c.report() for c in self._children},
         }
         part = path.with_suffix(".part")
@@ -363,18 +375,33 @@ async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[
     prepare(plan.data)
     lock = Lock(plan.data)
     listener = bind(plan.host, plan.port)
-    plan = replace(plan, port=listener.getsockname()[1], log=remember_log(plan.data, plan.log))
+    plan = replace(plan, port=listener.getsockname()[1])
     lock.write({"pid": os.getpid(), "url": plan.url})
-    supervisor = Supervisor(plan, child_processes(plan, listener), say=say)
-    starting = asyncio.create_task(supervisor.start())
-    await asyncio.sleep(0)  # the children import their libraries while the owner is made
-    try:
-        words = await introduce(plan.log_address, plan.url)
-        await starting
-    except BaseException:
-        starting.cancel()
-        await supervisor.stop()
-        raise
-    ready(words)
-    await supervisor.run()
+    async with _log_served(plan, say) as (log, brokers):
+        plan = replace(plan, log=log)
+        supervisor = Supervisor(plan, child_processes(plan, listener), say=say, brokers=brokers)
+        starting = asyncio.create_task(supervisor.start())
+        await asyncio.sleep(0)  # the children import their libraries while the owner is made
+        try:
+            words = await introduce(plan.log_address, plan.url)
+            await starting
+        except BaseException:
+            starting.cancel()
+            await supervisor.stop()
+            raise
+        ready(words)
+        await supervisor.run()
     listener.close()
+
+
+@contextlib.asynccontextmanager
+async def _log_served(plan: Plan, say: Callable[[str], None]) -> AsyncIterator[tuple[str, Callable[[], Sequence[int]]]]:
+    """The address of the log, with a broker of our own where that is wanted; and the pids of such brokers."""
+    own = plan.data / "kafka" / "cluster.json"
+    if not plan.with_kafka and (plan.log or not own.exists()):
+        yield remember_log(plan.data, plan.log), tuple
+        return
+    from icecore_api.own_kafka import own_kafka
+
+    async with own_kafka(plan.data, say) as (where, pids):
+        yield remember_log(plan.data, where), pids

@@ -215,6 +215,8 @@ class Gateway:
         await answer(send, 200 if body["ready"] else 503, orjson.dumps(body), headers)
 
     def _log_state(self) -> str:
+        if trouble := self._log.trouble:
+            return trouble
         why, when = self._log_trouble
         return why if why and time.monotonic() - when < _LOG_TROUBLE_S else ""
 
@@ -222,9 +224,12 @@ class Gateway:
         if self._identities.trouble:
             return self._identities.trouble
         try:
-            behind = (await self._log.end()).next_offset(PLACE) - self._identities.next_offset
+            async with asyncio.timeout(self._settings.ready_within_s):
+                behind = (await self._log.end()).next_offset(PLACE) - self._identities.next_offset
         except LogError as error:
             return error.message
+        except TimeoutError:
+            return "the log does not say how far it goes"
         return f"{behind} ledger records behind" if behind > 1_000 else ""
 
     async def _metrics(self, send: Send) -> None:

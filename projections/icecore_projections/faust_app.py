@@ -51,8 +51,8 @@ RESTARTS_S: Final = (0.2, 1.0, 2.0, 5.0)
 STOP_S: Final = 10.0
 
 logger = logging.getLogger(__name__)
-for _noisy in ("aiokafka", "faust", "mode"):  # each retry of a broker that is away; what matters is in our status
-    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
+for _noisy in ("faust", "mode"):  # heard where the program that runs us configures logging, as Faust's own does
+    logging.getLogger(_noisy).addHandler(logging.NullHandler())
 
 
 class Brokers(Protocol):

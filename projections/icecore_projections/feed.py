@@ -77,6 +77,11 @@ class Feed:
         """The id of the log."""
         return self.log.log_id
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the log."""
+        return self.log.trouble
+
     async def append(self, stream: str, records: Sequence[Record]) -> list[Position]:
         """Append to the log itself."""
         return await self.log.append(stream, records)

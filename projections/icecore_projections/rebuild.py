@@ -260,6 +260,11 @@ class LogUntil:
         """As in the log."""
         return self._log.log_id
 
+    @property
+    def trouble(self) -> str:
+        """As in the log."""
+        return self._log.trouble
+
     async def append(self, stream: str, records: Sequence[Record]) -> list[Position]:
         """Never.
 

@@ -69,6 +69,11 @@ class EventLog(Protocol):
         """A random id made with the log: a store folded from one log refuses another."""
         ...
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the log just now, as `code: message`, as far as it is known without asking; or empty."""
+        ...
+
     async def append(self, stream: str, records: Sequence[Record]) -> list[Position]:
         """Append all records or none within each partition, and return only when they are durable.
 

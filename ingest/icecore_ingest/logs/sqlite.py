@@ -112,6 +112,11 @@ class SQLiteLog:
         """A random id made with the log."""
         return self._log_id
 
+    @property
+    def trouble(self) -> str:
+        """Nothing: what is wrong with files is only known by trying."""
+        return ""
+
     async def append(self, stream: str, records: Sequence[Record]) -> list[Position]:
         """Append all records or none, and return when they are durable; see `EventLog.append`.
 

@@ -42,6 +42,11 @@ class MemoryLog:
         """A random id made with the log."""
         return self._log_id
 
+    @property
+    def trouble(self) -> str:
+        """Nothing is ever wrong with memory."""
+        return ""
+
     async def append(self, stream: str, records: Sequence[Record]) -> list[Position]:
         """Append all records at once; the partition is chosen by a hash of the key that never changes.
 
