@@ -109,10 +109,20 @@ def limits_page() -> str:
 def settings_page() -> str:
     """Every environment variable."""
     from icecore.settings import SETTINGS
+    from icecore_ingest.logs.kafka_settings import OPTIONS, VARIABLES
 
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     rows += [f"| `{s.name}` | {f'`{s.default}`' if s.default != '' else ''} | {s.meaning} |" for s in SETTINGS]
-    return "\n\n".join(["# Settings", MADE, "\n".join(rows)]) + "\n"
+    secrets = ["| variable | meaning |", "|---|---|"]
+    secrets += [f"| `{name}` | {meaning} |" for name, (_, meaning) in VARIABLES.items()]
+    options = ["| option | default | values | meaning |", "|---|---|---|---|"]
+    options += [f"| `{o.name}` | `{o.default}` | {o.values} | {o.meaning} |" for o in OPTIONS.values()]
+    kafka = (
+        "## A log on Kafka\n\nNamed by `kafka://HOST:PORT,HOST:PORT?option=value&…` (`--log`, `ICECORE_LOG`). "
+        "A URL holds no password: who we are comes from the environment."
+    )
+    parts = ["# Settings", MADE, "\n".join(rows), kafka, "\n".join(options), "\n".join(secrets)]
+    return "\n\n".join(parts) + "\n"
 
 
 def cli_page() -> str:

@@ -1,4 +1,4 @@
-"""Logs on a real Kafka for tests: topics that are the test's own, clients that are closed, and settings to be spoilt."""
+"""Logs on a real Kafka for tests: topics of their own, clients that are closed, and settings to be spoilt."""
 
 from __future__ import annotations
 

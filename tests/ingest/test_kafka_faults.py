@@ -36,11 +36,11 @@ async def append_until(log: KafkaLog, done: asyncio.Event, producer: str, said: 
     while not done.is_set():
         try:
             [p] = await log.append(LEDGER, [make_record(producer, seq, producer=producer)])
-        except LogError as error:
-            assert error.status == 503, error
+        except (LogAway, LogNotReplicated):
             await asyncio.sleep(0.1)
-            if isinstance(error, LogUnsure):
-                seq += 1  # it may be there: another record must not be
+            continue
+        except LogUnsure:
+            seq += 1  # it may be there: the next must be another
             continue
         said.append(Acknowledged(producer, seq, p.partition, p.offset))
         seq += 1
@@ -113,7 +113,7 @@ def test_no_broker_at_all(own_broker: Cluster, topics: Callable[[str], str]) -> 
             found = await asyncio.gather(*waiting, return_exceptions=True)
             assert any(isinstance(error, LogBusy) for error in found), found
             assert all(isinstance(error, LogError) and error.status == 503 for error in found), found
-            with pytest.raises(LogError, match="retry_after|answers") as caught:
+            with pytest.raises(LogError, match="answers") as caught:
                 await log.read(Place(METRICS, 0), 0)
             assert isinstance(caught.value, LogAway)
             await eventually(lambda: log.trouble.startswith("log_away"), "a named trouble")
@@ -155,7 +155,7 @@ def test_the_topic_is_deleted(own_broker: Cluster, topics: Callable[[str], str])
 
 
 def test_history_was_deleted(own_broker: Cluster, topics: Callable[[str], str]) -> None:
-    """Deleted records are an alarm: the log says so while it is open, reads of them fail, and it is not opened again."""
+    """Deleted records are an alarm: an open log says so, reads of them fail, and it is not opened again."""
 
     async def test() -> None:
         from aiokafka.admin.records_to_delete import RecordsToDelete

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -28,6 +29,8 @@ from icecore.position import Place
 from icecore_ingest.logs import kafka_failures as failures
 from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_ingest.logs.kafka_wire import TopicsRequest
+
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it says of each try, our errors say better
 
 EARLIEST: Final = -2
 LATEST: Final = -1

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from icecore.errors import SettingsError
@@ -186,7 +186,7 @@ class KafkaSettings:
         options = [
             f"{f.name}={quote(str(_plain(getattr(self, f.name))))}"
             for f in fields(self)
-            if f.name in _OPTIONS and getattr(self, f.name) != f.default
+            if f.name in OPTIONS and getattr(self, f.name) != f.default
         ]
         return f"{SCHEME}://{','.join(self.servers)}" + (f"?{'&'.join(options)}" if options else "")
 
@@ -265,27 +265,38 @@ def _compression(text: str) -> str:
     return text
 
 
-_OPTIONS: Final[Mapping[str, tuple[Callable[[str], Any], str]]] = {
-    "prefix": (_prefix, "letters, digits, dots, dashes and underscores, at most 200"),
-    "partitions": (_count, "1 to 10000"),
-    "replicas": (_count, "1 to 10000"),
-    "single_replica": (_truth, "1 or 0"),
-    "linger_ms": (_milliseconds, "0 to 1000"),
-    "compression": (_compression, "none, gzip, lz4 or zstd"),
-    "delivery_timeout_s": (_seconds, "more than 0"),
-    "request_timeout_s": (_seconds, "more than 0"),
-    "buffer_bytes": (_bytes, f"at least {BATCH_BYTES}"),
-}
+class Option(NamedTuple):
+    """One option of a Kafka URL: its default, the values it takes, and what it is for."""
+
+    name: str
+    default: str
+    read: Callable[[str], Any]
+    values: str
+    meaning: str
+
+
+_TABLE: Final = (
+    Option("prefix", "icecore", _prefix, "letters, digits, dots, dashes, underscores; at most 200", "names the topics"),
+    Option("partitions", "16", _count, "1 to 10000", "of the metrics topic; the ledger has one"),
+    Option("replicas", "3", _count, "1 to 10000", "copies of each partition, when the topics are made"),
+    Option("single_replica", "0", _truth, "1 or 0", "one copy is enough: a lost disk is then a lost log"),
+    Option("linger_ms", "2", _milliseconds, "0 to 1000", "how long metrics wait for company; the ledger never waits"),
+    Option("compression", "none", _compression, "none, gzip, lz4 or zstd", "of batches on the wire and in Kafka"),
+    Option("delivery_timeout_s", "30", _seconds, "more than 0", "how long an append waits before it does not know"),
+    Option("request_timeout_s", "10", _seconds, "more than 0", "how long one request to a broker may take"),
+    Option("buffer_bytes", str(64 << 20), _bytes, f"at least {BATCH_BYTES}", "how much may wait; beyond it is 503"),
+)
+OPTIONS: Final[Mapping[str, Option]] = {option.name: option for option in _TABLE}
+"""Every option of a Kafka URL."""
 
 
 def _option(name: str, text: str) -> Any:
-    if name not in _OPTIONS:
-        raise SettingsError(f"expected an option of {sorted(_OPTIONS)} in the Kafka URL, got {name!r}")
-    read, allowed = _OPTIONS[name]
+    if name not in OPTIONS:
+        raise SettingsError(f"expected an option of {sorted(OPTIONS)} in the Kafka URL, got {name!r}")
     try:
-        return read(text)
+        return OPTIONS[name].read(text)
     except ValueError as error:
-        raise SettingsError(f"expected {name}={allowed} in the Kafka URL, got {text!r}") from error
+        raise SettingsError(f"expected {name}={OPTIONS[name].values} in the Kafka URL, got {text!r}") from error
 
 
 def _plain(value: Any) -> Any:

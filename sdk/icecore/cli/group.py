@@ -28,6 +28,7 @@ SERVER_COMMANDS: Final[dict[str, str]] = {
     "fsck": "Check every record, offset and table.",
     "dead-letters": "List or replay records that could not be folded.",
     "bench": "Measure this machine.",
+    "topics": "Make and check the topics of a log on Kafka.",
 }
 """Found by entry points of the group `icecore.commands`, so that the client never imports the server."""
 
