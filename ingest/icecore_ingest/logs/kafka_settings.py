@@ -123,7 +123,8 @@ class KafkaSettings:
     Args:
         servers: brokers to ask first, as HOST:PORT.
         prefix: the topics are PREFIX.ledger and PREFIX.metrics.
-        partitions: how many partitions the metrics topic has when it is made; else as many as it has.
+        partitions: how many partitions the metrics topic has: every client must know the same number, for it decides
+            where a key goes.
         replicas: how many copies of each partition there are when the topics are made.
         single_replica: take one replica for enough: for one broker, where a lost disk is a lost log.
         linger_ms: how long the metrics' writer waits for company; the ledger's never waits.

@@ -26,6 +26,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = _new_loop()
+        self._loop.set_exception_handler(_tell_unknown)
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -71,6 +72,12 @@ class LoopThread:
                 self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+def _tell_unknown(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say what nobody has heard of; our own errors were told to those who wait, also where aiokafka keeps a copy."""
+    if not isinstance(context.get("exception"), LogError):
+        loop.default_exception_handler(context)
 
 
 class Mail:

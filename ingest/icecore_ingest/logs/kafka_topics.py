@@ -24,6 +24,8 @@ from icecore_ingest.logs.kafka_client import EARLIEST, KafkaClient, Topics
 from icecore_ingest.logs.kafka_settings import BATCH_BYTES, KafkaSettings
 
 _TRIES: Final = 20
+_EVER: Final = str((1 << 63) - 1)
+"""A broker refuses records whose time is further from its own clock than this: a clock must not stop the log."""
 _PAUSE_S: Final = 0.1
 
 
@@ -50,6 +52,8 @@ def required(settings: KafkaSettings) -> dict[str, str]:
         "unclean.leader.election.enable": "false",
         "max.message.bytes": str(BATCH_BYTES),
         "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": _EVER,
+        "message.timestamp.before.max.ms": _EVER,
     }
 
 
@@ -116,8 +120,9 @@ async def drift(settings: KafkaSettings, topics: Topics) -> list[Drift]:
     for stream, topic in settings.topics.items():
         found += _differing(topic, configs[topic], settings)
         held = topics.partitions[topic]
-        if stream == LEDGER and len(held) != 1:
-            found.append(Drift(topic, "partitions", str(len(held)), "1"))
+        count = 1 if stream == LEDGER else settings.partitions
+        if len(held) != count:
+            found.append(Drift(topic, "partitions", str(len(held)), str(count)))
         fewest = min(len(state.replicas) for state in held.values())
         least = 1 if settings.single_replica else 3
         if fewest < least:
