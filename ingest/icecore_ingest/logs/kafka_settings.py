@@ -157,7 +157,8 @@ class KafkaSettings:
         security = Security.from_environment(os.environ if environment is None else environment)
         parts = urlsplit(url)
         user, at, hosts = parts.netloc.rpartition("@")
-        if ":" in user or "password" in parts.query.lower():
+        given = parse_qsl(parts.query, keep_blank_values=True)
+        if ":" in user or any("password" in name.lower() for name, _ in given):
             raise SettingsError(
                 "expected a Kafka URL without a password, got one with it",
                 hint="URLs are shown in logs: set ICECORE_KAFKA_USERNAME and ICECORE_KAFKA_PASSWORD",
@@ -168,7 +169,7 @@ class KafkaSettings:
                 hint="options come after a question mark; who we are comes from ICECORE_KAFKA_*",
             )
         options: dict[str, Any] = {}
-        for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        for name, text in given:
             options[name] = _option(name, text)
         settings = cls(tuple(_server(host) for host in hosts.split(",")), security=security, **options)
         return replace(settings, replicas=1) if settings.single_replica and "replicas" not in options else settings
