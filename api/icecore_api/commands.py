@@ -21,6 +21,8 @@ from icecore_api.supervise import log_of
 from icecore_api.targets import Remote, Report, target
 
 DATA_DEFAULT = "~/.icecore/data"
+AS_OF = "AS_OF.json"
+"""In a data folder: it is a copy as of a moment (`icecore_api.replaying`)."""
 
 
 def say(sentence: str) -> None:
@@ -69,6 +71,7 @@ Examples:
   icecore up --host 0.0.0.0 --public-host ice.example.org
   icecore up --log kafka://broker:9092
   icecore up --with-kafka
+  icecore up --data ./as-of-march --read-only
 """
 )
 @_data_option
@@ -83,10 +86,18 @@ Examples:
 )
 @_log_option
 @click.option("--with-kafka", is_flag=True, help="Try Kafka: find or fetch a broker, and keep it in the data folder.")
+@click.option("--read-only", is_flag=True, help="Only answer questions: take and fold nothing. For `icecore replay`.")
 @click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help='First line: {"url", "login_url", "api_key"}.')
 def up(
-    data: Path, host: str, port: int, log: str, with_kafka: bool, public_host: tuple[str, ...], as_json: bool
+    data: Path,
+    host: str,
+    port: int,
+    log: str,
+    with_kafka: bool,
+    read_only: bool,
+    public_host: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Serve a data folder: one command, two processes, until Ctrl-C."""
     _need_server()
@@ -108,6 +119,12 @@ def up(
     if log and with_kafka:
         raise SettingsError("expected --log or --with-kafka, got both", hint="--with-kafka brings its own broker")
     plan = Plan(data.expanduser().absolute(), host, port, public_host, log, with_kafka)
+    if read_only or (plan.data / AS_OF).exists():
+        from icecore_api.read_only_serve import refuse_copy
+        from icecore_api.read_only_serve import up_read_only as serve
+
+        if not read_only:
+            refuse_copy(plan.data)
     asyncio.run(serve(plan, ready=ready, say=say))
 
 
@@ -231,6 +248,8 @@ def fsck(data: Path | None, as_json: bool) -> int:
         for step in found["checked"]:
             mark = "ok" if step["ok"] else "WRONG"
             click.echo(f"{mark:6}{step['what']}: {step['number']:,} {step['unit']} in {step['seconds']:.1f} s")
+        if found["digest"]:
+            click.echo(f"digest {found['digest']} at {found['token']}")
         for finding in found["findings"]:
             click.echo(f"{finding['severity']}: {finding['what']} at {finding['where']}", err=True)
             click.echo(f"    expected {finding['expected']}, found {finding['found']}", err=True)

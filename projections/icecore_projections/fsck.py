@@ -70,6 +70,9 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     checked: list[Checked] = field(default_factory=list)
+    digest: str = ""
+    """Of the store, at `token`; empty where there was none to read."""
+    token: str = ""
 
     @property
     def ok(self) -> bool:
@@ -82,6 +85,8 @@ class Report:
             "ok": self.ok,
             "findings": [asdict(finding) for finding in self.findings],
             "checked": [asdict(step) for step in self.checked],
+            "digest": self.digest or None,
+            "token": self.token,
         }
 
 
@@ -258,6 +263,7 @@ async def _check_store(
 
         rebuilt = await rebuilding.rebuild(log, folder, serving=serving, verify=True, progress=say)
         report.findings.extend(_differences(rebuilt))
+        report.digest, report.token = rebuilt.serving.hex if rebuilt.serving else "", str(rebuilt.token)
 
 
 _NOT_COMPARED: Final = Finding(

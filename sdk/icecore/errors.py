@@ -9,6 +9,7 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
     |-- BadRequest        400   the request cannot be read
     |-- Unauthenticated   401   no key, or an unknown or revoked one
     |-- Forbidden         403   a known caller who may not do this, or a foreign Host or Origin
+    |   `-- ReadOnlyCopy  403   a copy as of a moment takes no changes
     |-- NotFound          404
     |-- Conflict          409   the fold decided otherwise: expected v4, found v5
     |-- TooLarge          413   a size limit (limits.py)
@@ -106,6 +107,12 @@ class Forbidden(IcecoreError):
 
     status = 403
     code = "forbidden"
+
+
+class ReadOnlyCopy(Forbidden):
+    """A server that only shows its data takes no changes; `as_of` in the facts says what moment it shows."""
+
+    code = "read_only"
 
 
 class NotFound(IcecoreError):

@@ -27,10 +27,18 @@ SERVER_COMMANDS: Final[dict[str, str]] = {
     "rebuild": "Fold the log anew and compare or switch.",
     "fsck": "Check every record, offset and table.",
     "dead-letters": "List or replay records that could not be folded.",
+    "backup": "Back up a log, blobs and keys while they are served.",
+    "restore": "Make a data folder from a backup.",
+    "replay": "Make a second data folder as of a moment.",
     "bench": "Measure this machine.",
     "topics": "Make and check the topics of a log on Kafka.",
 }
 """Found by entry points of the group `icecore.commands`, so that the client never imports the server."""
+
+SHARED_COMMANDS: Final[dict[str, dict[str, str]]] = {
+    "log": {"copy": "Copy a log into another one, of files or on Kafka."},
+}
+"""The server's commands in the client's groups, found in the same way as `icecore.commands.GROUP`."""
 
 HEADINGS: Final[dict[str, dict[str, str]]] = {
     "Client": {name: said for name, (_, said) in CLIENT_COMMANDS.items()},
@@ -59,19 +67,40 @@ class Commands(click.Group):
                 formatter.write_dl(list(commands.items()))
 
 
-def server_command(name: str) -> click.Command | None:
-    """A server's command; None where the name is nobody's.
+class Shared(click.Group):
+    """A group of the client's with commands of the server's, which are found as `icecore.commands.GROUP`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every name, the client's first."""
+        return [*super().list_commands(ctx), *SHARED_COMMANDS[str(self.name)]]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command; the server's are imported now."""
+        own = super().get_command(ctx, cmd_name)
+        return own or server_command(cmd_name, str(self.name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The names and a line each, without importing the server's."""
+        own = {name: command.get_short_help_str(80) for name, command in sorted(self.commands.items())}
+        with formatter.section("Commands"):
+            formatter.write_dl([*own.items(), *SHARED_COMMANDS[str(self.name)].items()])
+        del ctx
+
+
+def server_command(name: str, group: str = "") -> click.Command | None:
+    """A server's command, of a group where one is named; None where the name is nobody's.
 
     Raises:
         UsageError: the server is not installed.
     """
     from importlib.metadata import entry_points
 
-    for entry in entry_points(group="icecore.commands", name=name):
+    for entry in entry_points(group=f"icecore.commands.{group}" if group else "icecore.commands", name=name):
         return _as_command(entry.load())
-    if name in SERVER_COMMANDS:
+    if name in (SHARED_COMMANDS.get(group, {}) if group else SERVER_COMMANDS):
         raise UsageError(
-            f"`icecore {name}` needs the server, which is not installed", hint="pip install 'icecore[server]'"
+            f"`icecore {f'{group} {name}'.strip()}` needs the server, which is not installed",
+            hint="pip install 'icecore[server]'",
         )
     return None
 

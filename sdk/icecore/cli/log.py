@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from icecore.api import Api
+from icecore.cli.group import Shared
 from icecore.cli.output import clean, examples, json_option, on_terminal, print_json, shown, table, terminal
 from icecore.errors import NotFound, UsageError
 from icecore.position import STREAMS
@@ -25,7 +26,9 @@ stream_option = click.option(
 partition_option = click.option("--partition", default=0, show_default=True, help="Which partition of it.")
 
 
-@click.group(epilog=examples("icecore log stat", "icecore log tail --stream metrics", "icecore log show ledger:0:12"))
+@click.group(
+    cls=Shared, epilog=examples("icecore log stat", "icecore log tail --stream metrics", "icecore log show ledger:0:12")
+)
 def log() -> None:
     """Look at the events themselves."""
 
