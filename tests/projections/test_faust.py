@@ -1,0 +1,194 @@
+"""Faust between a real broker and the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+from brokers import Kafka
+from icecore.codec import encode_event
+from icecore.errors import SettingsError
+from icecore.events import Envelope, RunStarted, now_ms, uuid7
+from icecore.log import Record
+from icecore.position import LEDGER, METRICS
+from icecore_ingest.logs import kafka_topics
+from icecore_ingest.logs.kafka import KafkaLog
+from icecore_ingest.logs.kafka_settings import KafkaSettings
+from icecore_projections import generations
+from icecore_projections.digest import digest
+from icecore_projections.faust_app import worker_app
+from icecore_projections.runner import Runner
+from icecore_projections.store import Store
+
+WITHIN_S = 90.0
+RUNS = 5
+
+
+@pytest.fixture
+def where(broker: Kafka, topics: Callable[[str], str]) -> str:
+    """A log of this test's own in the shared broker."""
+    prefix = topics("x").removesuffix(".x")
+    url = f"kafka://{broker.bootstrap}?prefix={prefix}&partitions=3&single_replica=1"
+    asyncio.run(kafka_topics.create(KafkaSettings.parse(url)))
+    return url
+
+
+def _metrics(run: str, seq: int, rows: int = 10) -> Record:
+    steps = list(range(seq * rows, (seq + 1) * rows))
+    block = {"step": steps, "ts": [now_ms()] * rows, "cols": {"loss": [1 / (step + 1) for step in steps]}}
+    envelope = Envelope(uuid7(), "metrics.logged", 1, f"p-{run[-1]}", seq, now_ms(), now_ms(), "owner", "key")
+    return Record(run, envelope, orjson.dumps({"run": run, "blocks": [block]}))
+
+
+async def _append(where: str, first: int, count: int) -> None:
+    """Some records of five runs, and their beginnings."""
+    log = await KafkaLog.open(KafkaSettings.parse(where))
+    try:
+        for n in range(RUNS):
+            run = f"team/p/r{n}"
+            if not first:
+                event = RunStarted(run=run, name=f"run {n}", started_ts=now_ms())
+                envelope = Envelope(uuid7(), event.TYPE, event.VERSION, f"l-{n}", 0, now_ms(), now_ms(), "owner", "key")
+                await log.append(LEDGER, [Record(run, envelope, encode_event(event))])
+            await log.append(METRICS, [_metrics(run, seq) for seq in range(first, first + count)])
+    finally:
+        await log.close()
+
+
+@contextlib.contextmanager
+def worker(where: str, data: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Faust's own command line, as a user would start it."""
+    env = {**os.environ, "ICECORE_LOG": where, "ICECORE_DATA": str(data)}
+    command = [sys.executable, "-m", "faust", "-A", "icecore_projections.faust_app", "worker", "-l", "warn"]
+    with (data / "worker.txt").open("ab") as said:
+        process = subprocess.Popen(command, env=env, stdout=said, stderr=said, cwd=data)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait(30)
+
+
+def _stored(data: Path) -> tuple[int, str]:
+    """Points and digest of a store that no process holds."""
+    current = generations.current(data / "store")
+    assert current is not None
+    with duckdb.connect(str(current), read_only=True) as con:
+        (points,) = con.execute("SELECT coalesce(sum(points), 0)::BIGINT FROM run_activity").fetchall()[0]
+        return int(points), digest(con).hex
+
+
+def _wait_group(where: str, data: Path, total: int) -> None:
+    """Until the worker has folded `total` records: what it commits to the brokers follows what it took."""
+    settings = KafkaSettings.parse(where)
+
+    async def lag() -> int:
+        admin = AIOKafkaAdminClient(bootstrap_servers=list(settings.servers))
+        await admin.start()
+        try:
+            found: dict[Any, Any] = {}
+            group = (data / "run" / "group").read_text().strip()
+            with contextlib.suppress(GroupCoordinatorNotAvailableError):  # a new broker still makes its own topics
+                found = await admin.list_consumer_group_offsets(group)
+            return total - sum(meta.offset for meta in found.values() if meta.offset > 0)
+        finally:
+            await admin.close()
+
+    until = time.monotonic() + WITHIN_S
+    while not (data / "run" / "group").exists() or asyncio.run(lag()) > 0:
+        assert time.monotonic() < until, (data / "worker.txt").read_text()[-2000:]
+        time.sleep(0.2)
+
+
+def _fold_anew(where: str, path: Path) -> str:
+    """The digest of a store folded from offset 0 by the runner alone."""
+
+    async def fold() -> str:
+        log = await KafkaLog.open(KafkaSettings.parse(where), readonly=True)
+        store = Store.open(path, log_id=log.log_id)
+        try:
+            await Runner(log, store).catch_up()
+            with contextlib.closing(store.cursor()) as cursor:
+                return digest(cursor).hex
+        finally:
+            store.close()
+            await log.close()
+
+    return asyncio.run(fold())
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    process.terminate()
+    return process.wait(60)
+
+
+def test_fausts_own_worker_folds_the_log(where: str, tmp_path: Path) -> None:
+    """`faust -A icecore_projections.faust_app worker` folds what is in Kafka as the embedded runner would."""
+    asyncio.run(_append(where, 0, 20))
+    with worker(where, tmp_path) as process:
+        _wait_group(where, tmp_path, RUNS + RUNS * 20)
+        assert _stop(process) == 0, (tmp_path / "worker.txt").read_text()[-2000:]
+    points, found = _stored(tmp_path)
+    assert points == RUNS * 20 * 10
+    assert found == _fold_anew(where, tmp_path / "anew.duckdb")
+
+
+def test_a_killed_worker_goes_on_where_its_store_is(where: str, tmp_path: Path) -> None:
+    """Killed with -9 at any moment and started again, a worker has folded every record once."""
+    for round_ in range(3):
+        asyncio.run(_append(where, round_ * 10, 10))
+        with worker(where, tmp_path) as process:
+            until = time.monotonic() + WITHIN_S
+            while generations.current(tmp_path / "store") is None:
+                assert time.monotonic() < until, (tmp_path / "worker.txt").read_text()[-2000:]
+                time.sleep(0.05)
+            process.kill()
+            process.wait(30)
+    with worker(where, tmp_path) as process:
+        _wait_group(where, tmp_path, RUNS + RUNS * 30)
+        _stop(process)
+    points, found = _stored(tmp_path)
+    assert points == RUNS * 30 * 10
+    assert found == _fold_anew(where, tmp_path / "anew.duckdb")
+
+
+def test_a_second_worker_on_a_folder_is_refused(where: str, tmp_path: Path) -> None:
+    """Also while the first is paused for longer than its session: the file has one owner, so no zombie can write."""
+    asyncio.run(_append(where, 0, 5))
+    with worker(where, tmp_path) as first:
+        _wait_group(where, tmp_path, RUNS + RUNS * 5)
+        first.send_signal(signal.SIGSTOP)
+        with worker(where, tmp_path) as second:
+            assert second.wait(60) != 0
+        asyncio.run(_append(where, 5, 5))
+        first.send_signal(signal.SIGCONT)
+        _wait_group(where, tmp_path, RUNS + RUNS * 10)
+        assert _stop(first) == 0
+    points, found = _stored(tmp_path)
+    assert points == RUNS * 10 * 10
+    assert found == _fold_anew(where, tmp_path / "anew.duckdb")
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"ICECORE_LOG": "kafka://a:1"}, {"ICECORE_LOG": "/data/log", "ICECORE_DATA": "/data"}]
+)
+def test_what_the_worker_needs_is_said(environment: dict[str, str]) -> None:
+    """Without a log on Kafka or a folder the worker says what to set."""
+    with pytest.raises(SettingsError, match="ICECORE_LOG=kafka"):
+        worker_app(environment)
