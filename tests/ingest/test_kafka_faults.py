@@ -63,6 +63,8 @@ def test_nothing_acknowledged_is_lost_when_leaders_are_killed(cluster: Cluster, 
                 leader.kill()
                 before = len(said)
                 await eventually(lambda before=before: len(said) > before + 50, "fifty records after the leader's end")
+                async with opened(settings, make=False) as late:
+                    assert (await late.end()).next_offset(Place(LEDGER, 0)) >= len(said) - before
                 await asyncio.to_thread(cluster.start)
                 await eventually(lambda: not log.trouble, "a log that is well again")
             done.set()

@@ -112,8 +112,8 @@ class Health:
                 return wrong
             places = [Place(stream, n) for stream, count in self._partitions.items() for n in range(count)]
             kafka_topics.check_starts(await self._client.offsets(places, EARLIEST))
-        except LogError as error:
-            return error
+        except Exception as error:  # noqa: BLE001 - who looks after the log must not end by what it sees
+            return failures.translate(error, ", ".join(self._settings.topics.values()))
         return None
 
     def _unexplained(self) -> LogError | None:
