@@ -132,11 +132,12 @@ async def drift(settings: KafkaSettings, topics: Topics) -> list[Drift]:
 
 def refuse(found: list[Drift]) -> LogDrift:
     """The error for a log whose topics are not as they must be."""
+    hint = "set them right with kafka-configs (replicas: kafka-reassign-partitions)"
+    if any(one.setting in {"replication.factor", "min.insync.replicas"} for one in found):
+        hint += "; for one broker alone say single_replica=1 in the URL"
     return LogDrift(
-        f"expected topics that keep every record, got {len(found)} settings that may not: "
-        + "; ".join(map(str, found)),
-        hint="set them right with kafka-configs (replicas: kafka-reassign-partitions); "
-        "for one broker say single_replica=1",
+        f"expected topics that keep every record, got {len(found)} settings that may not: {'; '.join(map(str, found))}",
+        hint=hint,
         drift=[asdict(one) for one in found],
     )
 
