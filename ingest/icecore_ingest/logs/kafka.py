@@ -28,7 +28,7 @@ from icecore_ingest.logs import kafka_failures as failures
 from icecore_ingest.logs import kafka_topics
 from icecore_ingest.logs.kafka_client import EARLIEST, LATEST, KafkaClient
 from icecore_ingest.logs.kafka_health import Health
-from icecore_ingest.logs.kafka_reader import FETCH_BYTES, FETCH_LEAST, Chunk, Chunks, decode
+from icecore_ingest.logs.kafka_reader import FETCH_BYTES, FETCH_LEAST, FETCH_RECORD, Chunk, Chunks, decode
 from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_ingest.logs.kafka_thread import LoopThread
 from icecore_ingest.logs.kafka_watch import Watch
@@ -158,7 +158,8 @@ class KafkaLog:
         chunk = self._chunks.take(place, start)
         try:
             while len(found) < records and size > 0:
-                chunk = chunk or await self._fetch(place, start + len(found), size)
+                wanted = min(size + RECORD_ROOM, (records - len(found)) * FETCH_RECORD)
+                chunk = chunk or await self._fetch(place, start + len(found), wanted)
                 if chunk is None:
                     break
                 chunk, size = decode(place, chunk, found, records - len(found), size)
@@ -250,8 +251,8 @@ class KafkaLog:
 
     async def _fetch(self, place: Place, offset: int, size: int) -> Chunk | None:
         """A chunk that begins at `offset`, or None where there is nothing yet."""
-        wanted = min(max(size + RECORD_ROOM, FETCH_LEAST), FETCH_BYTES)
-        fetched = await self._thread.run(partial(self._client.fetch, place, offset, wanted))
+        size = min(max(size, FETCH_LEAST), FETCH_BYTES)
+        fetched = await self._thread.run(partial(self._client.fetch, place, offset, size))
         self._moved(place, fetched.end)
         return Chunk(fetched.data, 0, offset) if fetched.data and offset < fetched.end else None
 

@@ -22,6 +22,8 @@ FOREIGN: Final = "foreign.record"
 """The type of a record that no icecore wrote: kept, counted and skipped, as every type that is not known."""
 FETCH_BYTES: Final = 8 << 20
 FETCH_LEAST: Final = 64 << 10
+FETCH_RECORD: Final = 32 << 10
+"""Bytes asked for each record wanted: who wants one does not get megabytes."""
 _KEPT_CHUNKS: Final = 4
 _HEAD = struct.Struct(">qi")
 _MAGIC_AT: Final = 16
