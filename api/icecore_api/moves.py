@@ -12,7 +12,8 @@ from typing import Any, Final
 import click
 
 from icecore.cli.output import json_option, print_json
-from icecore.errors import NotFound, SettingsError
+from icecore.errors import LogTopicMissing, NotFound, SettingsError
+from icecore.log import EventLog
 from icecore_api.commands import DATA_DEFAULT, progress_bar
 from icecore_api.context import Report
 
@@ -41,11 +42,11 @@ def _source_options(function: Any) -> Any:
 @click.command(
     epilog="""\b
 Examples:
-  icecore log copy --from ~/.icecore/data/log --to 'kafka://broker:9092?prefix=icecore'
+  icecore log copy --from ~/.icecore/data/log --to 'kafka://broker:9092?prefix=icecore&partitions=16'
   icecore log copy --from 'kafka://broker:9092' --to sqlite:///srv/icecore/log
   icecore log copy --from 'kafka://old:9092' --to 'kafka://new:9092' --verify --json
-Cut off, the same command goes on where it was. Stop the source's servers before the last one: what is
-accepted after a copy began is reported as behind.
+Topics that are not there are made. Cut off, the same command goes on where it was. Stop the source's
+servers before the last copy: what is accepted after it began is reported as behind.
 \b
 Exit codes: 0 both hold the same; 1 they differ, or the target holds something else; 2 an address or
 option is wrong; 6 a log cannot be read or written: the same command goes on when it can.
@@ -84,7 +85,7 @@ async def _log_copy(source: str, target: str, note: Path | None, report: Report,
     log = await open_log(source, readonly=True)
     try:
         with _nobody_serves(target, writing=not verify):
-            other = await open_log(target, readonly=verify)
+            other = await (open_log(target, readonly=True) if verify else _open_target(target))
             try:
                 if verify:
                     found = await compare(log, other, report=report)
@@ -95,6 +96,20 @@ async def _log_copy(source: str, target: str, note: Path | None, report: Report,
     finally:
         await log.close()
     return {"from": source, "to": target, **found.as_json()}
+
+
+async def _open_target(target: str) -> EventLog:
+    """The log to write to; topics that are not there are made, as the address says how."""
+    from icecore_ingest.logs.opening import open_log
+
+    try:
+        return await open_log(target)
+    except LogTopicMissing:
+        from icecore_ingest.logs import kafka_topics
+        from icecore_ingest.logs.kafka_settings import KafkaSettings
+
+        await kafka_topics.create(KafkaSettings.parse(target))
+        return await open_log(target)
 
 
 def _note(source_id: str, target_id: str) -> Path:

@@ -27,6 +27,7 @@ from icecore.errors import IcecoreError, SettingsError
 from icecore.events import Event, KeyCreated, LoginOffered, UserCreated, now_ms
 from icecore.http import forget_position
 from icecore.lifeline import end_with_parent
+from icecore.limits import most
 from icecore.log import Record
 from icecore.settings import load_credentials, save_credentials
 from icecore_api.answers import error_answer
@@ -156,9 +157,18 @@ class RefuseEvents:
             error: IcecoreError = refusal(self._moment)
         except IcecoreError as unknown:
             error = unknown
-        answer = error_answer(error)
-        answer.headers["connection"] = "close"  # the body is not read
-        await answer(scope, receive, send)
+        await _read_away(receive)
+        await error_answer(error)(scope, receive, send)
+
+
+async def _read_away(receive: Receive) -> None:
+    """Take a request's body and forget it: a client that is cut off while it sends never sees the answer."""
+    left = most("request_bytes")
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
 
 
 async def serve(data: Path, listener: socket.socket, public_hosts: frozenset[str], crashed_after_s: float) -> int:

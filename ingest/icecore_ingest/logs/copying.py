@@ -62,20 +62,20 @@ async def in_order(log: EventLog, stream: str, start: Token, until: Token) -> As
     lanes = [lane async for lane in _lanes(log, places, start, until)]
     heads = [(lane.head.envelope.ts_server, number) for number, lane in enumerate(lanes)]
     heapq.heapify(heads)
-    token, chunk, size = start, list[StoredRecord](), 0
+    chunk, size = list[StoredRecord](), 0
     while heads:
         _, number = heads[0]
         lane = lanes[number]
         record = lane.head
         chunk.append(record)
         size += size_of(record)
-        if await lane.advance():
+        lane.at += 1
+        if lane.at < len(lane.batch) or await lane.fetch():
             heapq.heapreplace(heads, (lane.head.envelope.ts_server, number))
         else:
             heapq.heappop(heads)
         if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_RECORDS or not heads:
-            token = token.merge(Token.after(record.position for record in chunk))
-            yield Chunk(chunk, token)
+            yield Chunk(chunk, start.merge(Token({lane.place: lane.reached for lane in lanes})))
             chunk, size = [], 0
 
 
@@ -101,12 +101,13 @@ class _Lane:
         """The next record; there is one."""
         return self.batch[self.at]
 
-    async def advance(self) -> bool:
-        """Go to the next record; False where there is none before `until`."""
-        self.at += 1
-        return self.at < len(self.batch) or await self.fetch()
+    @property
+    def reached(self) -> int:
+        """The offset after the last record that was taken."""
+        return self.next_offset - len(self.batch) + self.at
 
     async def fetch(self) -> bool:
+        """Read on, with everything read before taken; False where there is nothing before `until`."""
         left = self.until - self.next_offset
         if left <= 0:
             return False

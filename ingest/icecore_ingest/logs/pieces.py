@@ -96,14 +96,22 @@ def _fill(draft: Path, place: Place, first: int, rows: Iterator[Row]) -> int:
         db.executescript(f"BEGIN; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT}; {SCHEMA}")
         facts = {"stream": place.stream, "partition": place.partition, "first_off": first, "sealed": 1}
         db.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
-        next_offset = first
-        for row in rows:
-            if problem := check_row(row, next_offset):
-                raise failures.corrupt(draft, problem, place, next_offset)
-            db.execute(_INSERT, row)
-            next_offset += 1
+        db.executemany(_INSERT, _checked(draft, place, first, rows))
         db.execute("COMMIT")
-    return next_offset
+        ((last,),) = db.execute("SELECT max(off) FROM records").fetchall()
+    return first if last is None else int(last) + 1
+
+
+def _checked(draft: Path, place: Place, first: int, rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows, as long as each is what it was.
+
+    Raises:
+        LogCorrupt: one is not.
+    """
+    for offset, row in enumerate(rows, first):
+        if problem := check_row(row, offset):
+            raise failures.corrupt(draft, problem, place, offset)
+        yield row
 
 
 def rows_of(records: Sequence[StoredRecord], first: int) -> Iterator[Row]:
