@@ -252,9 +252,15 @@ class KafkaLog:
     async def _fetch(self, place: Place, offset: int, size: int) -> Chunk | None:
         """A chunk that begins at `offset`, or None where there is nothing yet."""
         size = min(max(size, FETCH_LEAST), FETCH_BYTES)
-        fetched = await self._thread.run(partial(self._client.fetch, place, offset, size))
-        self._moved(place, fetched.end)
-        return Chunk(fetched.data, 0, offset) if fetched.data and offset < fetched.end else None
+        while True:
+            fetched = await self._thread.run(partial(self._client.fetch, place, offset, size))
+            self._moved(place, fetched.end)
+            if fetched.data and offset < fetched.end:
+                return Chunk(fetched.data, 0, offset)
+            if fetched.end >= self._ends[place]:
+                return None
+            # a leader of yesterday that has not heard of today's: find that one, or that records were lost
+            await self._thread.run(partial(self._look, [place]))
 
     def _moved(self, place: Place, end: int) -> None:
         """Note how far a partition is known to go, and wake who waits for that."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -20,7 +21,6 @@ from typing import Any, Final, TypeVar
 from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import TopicPartition
 
@@ -28,7 +28,7 @@ from icecore.errors import LogDenied, LogError
 from icecore.position import Place
 from icecore_ingest.logs import kafka_failures as failures
 from icecore_ingest.logs.kafka_settings import KafkaSettings
-from icecore_ingest.logs.kafka_wire import TopicsRequest
+from icecore_ingest.logs.kafka_wire import LeaderFetchRequest, TopicsRequest
 
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it says of each try, our errors say better
 
@@ -189,7 +189,7 @@ class KafkaClient:
         asked: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         for place, offset in offsets.items():
             asked[self._topic_of[place.stream]].append((place.partition, offset, size))
-        answer = await self._client.send(node, FetchRequest(wait_ms, 1, size, 0, list(asked.items())))
+        answer = await self._client.send(node, LeaderFetchRequest(wait_ms, 1, size, 0, list(asked.items())))
         stream_of = {topic: stream for stream, topic in self._topic_of.items()}
         found: dict[Place, Fetched] = {}
         for topic, partitions in answer.topics:
@@ -253,11 +253,11 @@ class KafkaClient:
 
     async def _send_any(self, request: Any) -> Any:
         """Ask whichever broker answers."""
-        for _ in self._client.cluster.brokers():
-            try:
-                return await self._client.send(self._client.get_random_node(), request)
-            except kafka.NodeNotReadyError:
-                continue
+        nodes = [broker.nodeId for broker in self._client.cluster.brokers()]
+        for node in random.sample(nodes, len(nodes)):
+            with contextlib.suppress(kafka.NodeNotReadyError, kafka.RequestTimedOutError, TimeoutError):
+                async with asyncio.timeout(_ANSWER_S):
+                    return await self._client.send(node, request)
         raise kafka.NoBrokersAvailable
 
     async def _again(self, ask: Callable[[], Awaitable[T]], where: str) -> T:

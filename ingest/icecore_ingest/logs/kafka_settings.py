@@ -131,6 +131,7 @@ class KafkaSettings:
         compression: of the batches, on the wire and in Kafka.
         delivery_timeout_s: how long an append waits for its answer before it says that it does not know.
         request_timeout_s: how long one request to a broker may take.
+        session_timeout_s: how long a store may be silent before its consumer group gives the partitions to another.
         buffer_bytes: how much may wait to be written; beyond it an append is refused.
         security: who we are, and whom we trust.
     """
@@ -144,6 +145,7 @@ class KafkaSettings:
     compression: Compression = "none"
     delivery_timeout_s: float = 30.0
     request_timeout_s: float = 10.0
+    session_timeout_s: float = 10.0
     buffer_bytes: int = 64 << 20
     security: Security = field(default_factory=Security)
 
@@ -286,6 +288,7 @@ _TABLE: Final = (
     Option("compression", "none", _compression, "none, gzip, lz4 or zstd", "of batches on the wire and in Kafka"),
     Option("delivery_timeout_s", "30", _seconds, "more than 0", "how long an append waits before it does not know"),
     Option("request_timeout_s", "10", _seconds, "more than 0", "how long one request to a broker may take"),
+    Option("session_timeout_s", "10", _seconds, "as the brokers allow", "how long a silent store keeps its partitions"),
     Option("buffer_bytes", str(64 << 20), _bytes, f"at least {BATCH_BYTES}", "how much may wait; beyond it is 503"),
 )
 OPTIONS: Final[Mapping[str, Option]] = {option.name: option for option in _TABLE}

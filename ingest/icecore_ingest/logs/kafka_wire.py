@@ -1,6 +1,7 @@
-"""The one request that aiokafka does not have: metadata with topic ids (Kafka 2.8 and newer, KIP-516).
+"""Two requests as aiokafka does not make them: metadata with topic ids, and a fetch that only a leader answers.
 
-A topic that was deleted and made again has its old name and a new id; only the id tells one log from another.
+A topic that was deleted and made again has its old name and a new id; only the id tells one log from another
+(Kafka 2.8 and newer, KIP-516).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.types import (
     AbstractType,
     Boolean,
@@ -21,6 +23,7 @@ from aiokafka.protocol.types import (
 )
 
 _NONE = bytes(16)
+_LEADER_ONLY = 10
 
 
 class _Uuid(AbstractType[bytes]):  # type: ignore[misc]
@@ -112,3 +115,16 @@ class TopicsRequest(Request[_TopicsRequest]):  # type: ignore[misc]
         """The request as it goes over the wire."""
         none: dict[int, Any] = {}
         return request_struct_class([(_NONE, topic, none) for topic in self._topics], False, False, none)  # noqa: FBT003
+
+
+class LeaderFetchRequest(FetchRequest):  # type: ignore[misc]
+    """A fetch that a broker refuses where it does not lead.
+
+    From version 11 on (KIP-392) a follower answers too, with as much as it has: a leader of yesterday would show an
+    older end, and no error that makes us look for today's.
+    """
+
+    def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
+        """The request in the newest version below that one, which the broker knows."""
+        least, newest = versions[self.API_KEY]
+        return super().prepare({self.API_KEY: (least, min(newest, _LEADER_ONLY))})
