@@ -68,15 +68,20 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(folder: Path | None = None) -> Iterator[Served]:
-    """Start a server on `folder`/data; without a folder, in a new one that is removed at the end."""
+def serving(folder: Path | None = None, *, log: str = "") -> Iterator[Served]:
+    """Start a server on `folder`/data; without a folder, in a new one that is removed at the end.
+
+    Args:
+        folder: where it keeps everything.
+        log: the log's address, where it is not in that folder.
+    """
     made = None if folder else Path(tempfile.mkdtemp(prefix="icecore-bench-"))
     folder = folder or made
     assert folder is not None
     env = {**os.environ, "ICECORE_CONFIG_DIR": str(folder / "config")}
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "icecore", "up", "--data", str(folder / "data"), "--port", "0", "--json"],
+        [sys.executable, "-m", "icecore", "up", "--data", str(folder / "data"), "--port", "0", "--json", "--log", log],
         stdout=subprocess.PIPE,
         env=env,
     )

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -37,6 +38,9 @@ BYTES: Final = 96 << 20
 """A batch: at most so many records or bytes of payload of one partition. While that many are waiting, a batch is
 about five million points, which become a piece at once and are never written to the hot table. Two batches are in
 memory, one decoded and one folded: about 1.5 GB at their largest."""
+
+BYTES_LEAST: Final = 1 << 20
+"""A partition's share of a batch is not smaller: one event may have this much."""
 
 IDLE_S: Final = 3.0
 """Nothing came for so long: time to compact."""
@@ -74,6 +78,12 @@ class Prepared:
     duplicates: int = 0
     dead: int = 0
     guarded: Mark = ()
+    traces: frozenset[str] = frozenset()
+    """`Envelope.trace` of the records that have one."""
+    began_ns: int = 0
+    """When its fold began, in ns since 1970."""
+    fold_s: float = 0.0
+    commit_s: float = 0.0
 
     def after(self, token: Token) -> Token:
         """Where the log is to be read on after this and `token`."""
@@ -92,6 +102,7 @@ class Runner:
         idle_s: seconds without news after which hot tables are compacted.
         backoff_s: waits between tries after a failure; the last one goes on.
         guard: how many records may die; the usual one where none is given.
+        told: called with every batch that was committed, in the runner's event loop; must not raise.
     """
 
     def __init__(
@@ -106,9 +117,11 @@ class Runner:
         gather_s: float = GATHER_S,
         backoff_s: Sequence[float] = BACKOFF_S,
         guard: Guard | None = None,
+        told: Callable[[Prepared], None] = lambda _: None,
     ) -> None:
         self.log = log
         self.store = store
+        self.told = told
         self.status = Status()
         self._folds = {fold.stream: fold for fold in (tuple(folds) or (RunsFold(), MetricsFold()))}
         self._dedupe = Dedupe()
@@ -212,11 +225,12 @@ class Runner:
 
     async def _read(self, token: Token) -> list[Decoded]:
         end = await self.log.end()
-        batches = [
-            await self.log.read(place, token.next_offset(place), records=self._records, size=self._size)
-            for place in self._places
-            if end.next_offset(place) > token.next_offset(place)
-        ]
+        news = [place for place in self._places if end.next_offset(place) > token.next_offset(place)]
+        # a batch is bounded as a whole: sixteen partitions that are all far behind share its bytes
+        size = max(self._size // max(len(news), 1), BYTES_LEAST)
+        batches = await asyncio.gather(
+            *(self.log.read(place, token.next_offset(place), records=self._records, size=size) for place in news)
+        )
         return await asyncio.to_thread(lambda: [decode(batch) for batch in batches if batch.records])
 
     def _prepare(self, batches: Sequence[Decoded], epoch: int, *, ahead: bool = False) -> Prepared:
@@ -233,12 +247,16 @@ class Runner:
                 for fold in self._folds.values():
                     fold.trim()
             done = Prepared({batch.place: (batch.next_offset, batch.ts_server) for batch in batches})
+            done.began_ns, began = time.time_ns(), time.perf_counter()
+            done.traces = frozenset(found for batch in batches for r in batch.records if (found := r.envelope.trace))
             done.changes = Changes.merged([self._fold_place(batch, done) for batch in batches])
             done.guarded = self._guard.mark()
+            done.fold_s = time.perf_counter() - began
         return done
 
     async def _commit(self, batch: Prepared) -> None:
         """Write a batch; where this task is cancelled meanwhile, the write is not left behind unfinished."""
+        began = time.perf_counter()
         writing = asyncio.ensure_future(asyncio.to_thread(self.store.commit, batch.changes, batch.offsets))
         try:
             await asyncio.shield(writing)
@@ -250,6 +268,8 @@ class Runner:
         self.status.records += batch.records
         self.status.duplicates += batch.duplicates
         self.status.dead += batch.dead
+        batch.commit_s = time.perf_counter() - began
+        self.told(batch)
 
     def _fold_place(self, batch: Decoded, done: Prepared) -> Changes:
         place, fold = batch.place, self._folds[batch.place.stream]
