@@ -33,6 +33,8 @@ class Server:
     config_dir: Path
     port: int = 0
     arguments: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the server, besides the usual ones."""
     url: str = ""
     login_url: str = ""
     api_key: str = ""
@@ -55,7 +57,7 @@ class Server:
             stderr=self._stderr,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=clean_env(self.config_dir),
+            env=clean_env(self.config_dir, **self.settings),
             start_new_session=True,
         )
         ready = json.loads(self._first_line())
@@ -132,9 +134,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *arguments: str) -> Iterator[Server]:
+def running_server(folder: Path, *arguments: str, **settings: str) -> Iterator[Server]:
     """A server with its data in `folder`, ended when the block is left."""
-    server = Server(data=folder / "data", config_dir=folder / "config", arguments=arguments)
+    server = Server(data=folder / "data", config_dir=folder / "config", arguments=arguments, settings=settings)
     try:
         yield server.start()
     finally:

@@ -11,6 +11,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
 from icecore.errors import BadRequest, IcecoreError, Invalid, NotFound, Unavailable
@@ -74,6 +75,10 @@ def install_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
         return error_answer(_from_http(request, error), error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return error_answer(BadRequest("expected the whole request, the client went away"))
 
     @app.exception_handler(duckdb.InterruptException)
     def interrupted(_request: Request, _error: duckdb.InterruptException) -> Response:

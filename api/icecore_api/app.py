@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,7 @@ from icecore_api.routes import console, health, history, log, login, ops, projec
 from icecore_api.routing import Gate, Router, include
 from icecore_api.submit import Commands
 from icecore_ingest.openapi import openapi_paths
+from icecore_ingest.requests import Requests, Watched
 
 PREFIX: Final = "/api/v1"
 PAGES: Final = {"/": "index.html", "/login": "index.html", "/app.js": "app.js", "/app.css": "app.css"}
@@ -44,8 +47,10 @@ def create_app(context: Context) -> FastAPI:
     routers = [projects, runs, series, history, console, log, ops, login]
     include(app, [module.router for module in routers], PREFIX)
     include(app, [health.router, _pages(app)], "")
-    public = {"/healthz", "/readyz", "/openapi.json", f"{PREFIX}/login", *PAGES}
+    public = {"/healthz", "/readyz", "/metrics", "/openapi.json", f"{PREFIX}/login", *PAGES}
     app.add_middleware(Gate, context=context, public=public)
+    failed = partial(context.metrics.add, "icecore_store_internal_errors_total")
+    app.add_middleware(Requests, watched=Watched.of(os.environ, failed))
     return app
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from icecore import journal
 from icecore.cli.output import json_option, print_json
 from icecore.errors import SettingsError
 from icecore_api.supervise import log_of
@@ -23,11 +24,6 @@ from icecore_api.targets import Remote, Report, target
 DATA_DEFAULT = "~/.icecore/data"
 AS_OF = "AS_OF.json"
 """In a data folder: it is a copy as of a moment (`icecore_api.replaying`)."""
-
-
-def say(sentence: str) -> None:
-    """A sentence for a person, aside from the output."""
-    click.echo(f"icecore: {sentence}", err=True)
 
 
 def _need_server() -> None:
@@ -125,7 +121,8 @@ def up(
 
         if not read_only:
             refuse_copy(plan.data)
-    asyncio.run(serve(plan, ready=ready, say=say))
+    journal.begin("supervisor")
+    asyncio.run(serve(plan, ready=ready, say=journal.say))
 
 
 @click.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -12,6 +12,7 @@ import duckdb
 from icecore.events import SessionOpened, now_ms
 from icecore.log import EventLog
 from icecore.position import Token
+from icecore_ingest.metric_defs import Metrics
 
 CRASHED_AFTER_S: Final = 300.0
 """Seconds of silence after which a running run reads as crashed (`ICECORE_CRASHED_AFTER`)."""
@@ -117,6 +118,8 @@ class Context:
     data: Path
     processes: Callable[[], Mapping[str, Any]] = dict
     """The supervisor's word on its children: pids, restarts."""
+    metrics: Metrics = field(default_factory=lambda: Metrics("store"))
+    """What /metrics shows; also counted in by the folding thread."""
     clock_ms: Callable[[], int] = now_ms
     crashed_after_s: float = CRASHED_AFTER_S
     query_within_s: float = QUERY_WITHIN_S

@@ -15,9 +15,11 @@ from typing import Any, Final, TypeVar
 from icecore.errors import StoreDamaged
 from icecore.log import EventLog
 from icecore.position import Token
+from icecore_api.metrics import FoldMetrics
 from icecore_ingest.logs.opening import is_kafka, open_log
+from icecore_ingest.metric_defs import Metrics
 from icecore_projections import generations
-from icecore_projections.runner import Runner
+from icecore_projections.runner import Prepared, Runner
 from icecore_projections.store import Store
 
 T = TypeVar("T")
@@ -31,15 +33,17 @@ class Folding:
         data: the data folder.
         where: its log: a folder, or kafka://…, which Faust reads.
         say: told a sentence whenever a person may want to know.
+        metrics: counted in.
     """
 
     store: Store
     runner: Runner
 
-    def __init__(self, data: Path, where: str | Path, *, say: Callable[[str], None]) -> None:
+    def __init__(self, data: Path, where: str | Path, *, say: Callable[[str], None], metrics: Metrics) -> None:
         self._data = data
         self._where = where
         self._say = say
+        self._metrics = FoldMetrics(metrics)
         self._folder = data / "store"
         self._loop = asyncio.new_event_loop()
         self._rest = asyncio.Event()
@@ -121,7 +125,7 @@ class Folding:
                 self.store = generations.open_current(self._folder, log_id=log.log_id, say=self._say)
                 await self.store.check_log(log)
                 source = await opened.enter_async_context(self._source(log))
-                self.runner = Runner(source, self.store)
+                self.runner = Runner(source, self.store, told=self._committed)
             except BaseException as error:  # noqa: BLE001 - handed to whoever started us
                 self._opened.set_exception(error)
                 return
@@ -144,6 +148,9 @@ class Folding:
     def _folded(self) -> Token:
         return self.store.token()  # of the store that serves at that moment: a rebuild may switch it
 
+    def _committed(self, batch: Prepared) -> None:
+        self._metrics.committed(batch)
+
     async def _fold(self) -> None:
         while not self._stopping:
             try:
@@ -160,5 +167,5 @@ class Folding:
     async def _open_current(self) -> None:
         before = self.store
         self.store = generations.open_current(self._folder, log_id=before.log_id, say=self._say)
-        self.runner = Runner(self.runner.log, self.store)
+        self.runner = Runner(self.runner.log, self.store, told=self._committed)
         before.close()

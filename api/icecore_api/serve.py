@@ -7,8 +7,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
-import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,9 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from icecore import journal, tracing
 from icecore.errors import IcecoreError
+from icecore.journal import say as say  # noqa: PLC0414 - for the read-only process too
 from icecore.lifeline import end_with_parent
 from icecore_api.app import create_app
 from icecore_api.context import CRASHED_AFTER_S, Context
@@ -27,13 +27,8 @@ from icecore_api.operations import LiveOperations
 from icecore_api.supervise import Lock, prepare, remember_log
 from icecore_ingest.identities import Identities, found_owner
 from icecore_ingest.logs.opening import open_log
+from icecore_ingest.metric_defs import Metrics
 from icecore_ingest.serving import DRAIN_S, Server, listen, quiet_uvicorn
-
-
-def say(event: str, **facts: Any) -> None:
-    """One line of JSON on stderr."""
-    sys.stderr.write(json.dumps({"process": "store", "event": event, **facts}) + "\n")
-    sys.stderr.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,8 @@ async def serve(settings: Settings) -> int:
         made = await found_owner(log, secret=chosen)
         if made and not chosen:
             _leave_key(made, data / "owner-key")
-    folding = Folding(data, settings.log_address, say=say)
+    metrics = Metrics("store")
+    folding = Folding(data, settings.log_address, say=lambda what: say(what, "warning"), metrics=metrics)
     await folding.start()
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
@@ -83,6 +79,7 @@ async def serve(settings: Settings) -> int:
         data=data,
         processes=lambda: {**processes(data), "log_at": str(settings.log_address), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
+        metrics=metrics,
     )
     config = uvicorn.Config(
         create_app(context),
@@ -180,17 +177,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_with_parent()
     after = float(os.environ.get("ICECORE_CRASHED_AFTER", CRASHED_AFTER_S))
     try:
+        journal.begin("store")
+        if why := tracing.begin("store"):
+            say("no traces", "warning", why=why)
         listener = listen(given.host, given.port) if given.host else None
         log = _hold(given.data, given.log, given.url, listener) if given.alone else given.log
         settings = Settings(given.data, log, given.url, listener, after, given.alone)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))
     except IcecoreError as error:
-        say("cannot start", **error.body()["error"])
+        say("cannot start", "error", **error.body()["error"])
         return 2
     except Exception as error:  # noqa: BLE001 - a bug: the supervisor starts us again, and the words say where it is
-        frames = traceback.extract_tb(error.__traceback__)[-3:]
-        say("failed", error=repr(error), at=[f"{frame.filename}:{frame.lineno}" for frame in frames])
+        say("failed", "error", error=repr(error), at=journal.places(error))
         return 1
 
 

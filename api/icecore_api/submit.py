@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
+from icecore import tracing
 from icecore.codec import encode_event
 from icecore.errors import Conflict, IcecoreError
 from icecore.events import Envelope, Event, uuid7
@@ -80,6 +81,7 @@ class Commands:
                         ts_server=now,
                         actor=who.user,
                         credential=who.credential,
+                        trace=tracing.sampled(),
                     ),
                     encode_event(event),
                 )

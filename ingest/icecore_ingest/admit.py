@@ -57,6 +57,8 @@ class Sender(NamedTuple):
 
     actor: str
     credential: str
+    trace: str = ""
+    """The W3C traceparent of the request, where its trace is kept."""
 
 
 class Admitted(NamedTuple):
@@ -145,6 +147,7 @@ def _admit_event(line: bytes, payload: bytes, sender: Sender, ts_server: int) ->
         ts_server,
         sender.actor,
         sender.credential,
+        sender.trace,
     )
     return Admitted(stream, Record(run, stamped, payload))
 

@@ -8,10 +8,8 @@ The event path is short on purpose: authenticate, hold the request's bytes, read
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Final
 
 import orjson
 
+from icecore import tracing
 from icecore.errors import BadRequest, IcecoreError, LogError, LogFull, LogPoisoned, NotFound, TooLarge
 from icecore.events import now_ms
 from icecore.limits import most
@@ -39,8 +38,9 @@ from icecore_ingest.answers import (
 from icecore_ingest.decompress import decompress
 from icecore_ingest.flow import MB, Flow, Hold
 from icecore_ingest.identities import PLACE, Identities
-from icecore_ingest.metric_defs import Metrics
+from icecore_ingest.metric_defs import LOG_TROUBLES, Metrics
 from icecore_ingest.proxy import ClientGone, Proxy
+from icecore_ingest.requests import Requests, Watched
 from icecore_ingest.security import Security, SecurityPolicy
 
 EVENTS_PATH: Final = "/api/v1/events"
@@ -90,7 +90,7 @@ class Gateway:
         self._log_trouble = ("", 0.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Whatever goes wrong becomes an error body, never a trace."""
+        """Answer one request. What goes wrong becomes an error body; `Requests`, around this, has the last word."""
         state = _Exchange(send)
         try:
             headers: Headers = dict(scope["headers"])
@@ -110,10 +110,6 @@ class Gateway:
         except IcecoreError as error:
             if not state.started:  # else only cutting the connection can tell the client
                 await answer_error(send, error)
-        except Exception as error:  # noqa: BLE001 - the last resort
-            unexpected = self._note_internal(error, scope)
-            if not state.started:
-                await answer_error(send, unexpected)
 
     # --------------------------------------------------------------------------------------------- the event path
 
@@ -144,7 +140,9 @@ class Gateway:
             wire = await self._read_body(receive, declared, hold)
             encoding = headers.get(b"content-encoding")
             plain = wire if encoding is None else decompress(wire, encoding.decode("latin-1"))
-            admitted = admit(plain, Sender(caller.user, caller.credential), self._clock())
+            with tracing.maybe_span("icecore.admit"):
+                sender = Sender(caller.user, caller.credential, tracing.sampled())
+                admitted = admit(plain, sender, self._clock())
             positions = await self._append(admitted)
             self.metrics.add("icecore_received_bytes_total", len(wire))
             self.metrics.add("icecore_accepted_bytes_total", len(plain))
@@ -194,7 +192,8 @@ class Gateway:
     async def _append_to(self, stream: str, records: list[Record]) -> list[Position]:
         began = time.perf_counter()
         try:
-            positions = await self._log.append(stream, records)
+            with tracing.maybe_span("icecore.append", stream=stream, records=len(records)):
+                positions = await self._log.append(stream, records)
         except LogError as error:
             self._log_trouble = (error.message, time.monotonic())
             error.facts.setdefault("retry_after", _RETRY_AFTER_S.get(type(error), 1))
@@ -238,21 +237,13 @@ class Gateway:
         self.metrics.put("icecore_refused_total", self.flow.refused_key, "key")
         self.metrics.put("icecore_refused_total", self.flow.refused_all, "all")
         self.metrics.put("icecore_identities_offset", self._identities.next_offset)
-        await answer(send, 200, self.metrics.render(), content_type=TEXT)
-
-    def _note_internal(self, error: Exception, scope: Scope) -> IcecoreError:
-        """Say on stderr where it happened, and to the client only an id to ask for: no data, no secrets."""
-        self.metrics.add("icecore_internal_errors_total")
-        number = str(uuid.uuid4())
-        frames = traceback.extract_tb(error.__traceback__)[-6:]
-        say(
-            "internal error",
-            id=number,
-            error=type(error).__name__,
-            method=scope.get("method"),
-            at=[f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
-        )
-        return _Internal("expected no such case: this is a fault of the server", hint="its log names the id", id=number)
+        trouble = self._log.trouble.partition(":")[0]
+        for state in LOG_TROUBLES:
+            self.metrics.put("icecore_log_trouble", float(state == trouble), state)
+        of_store = await self._proxy.metrics(self._settings.ready_within_s)
+        self.metrics.put("icecore_store_up", float(bool(of_store)))
+        shown = of_store if self._proxy.beside else b""  # in a cluster it is scraped itself
+        await answer(send, 200, self.metrics.render() + shown, content_type=TEXT)
 
 
 class _Exchange:
@@ -279,18 +270,7 @@ class _MethodNotAllowed(NotFound):
     code = "method_not_allowed"
 
 
-class _Internal(IcecoreError):
-    status = 500
-    code = "internal"
-
-
 _ALLOW_POST: Final = ((b"allow", b"POST"),)
-
-
-def say(what: str, **facts: Any) -> None:
-    """One line of JSON on stderr."""
-    sys.stderr.buffer.write(orjson.dumps({"ts": now_ms(), "what": what, **facts}) + b"\n")
-    sys.stderr.buffer.flush()
 
 
 def _too_large(size: int) -> TooLarge:
@@ -345,10 +325,11 @@ def create_app(
         The application with its checks, the gateway within, and the proxy, which the caller closes.
     """
     settings = settings or GatewaySettings()
-    metrics = Metrics()
+    metrics = Metrics("gateway")
     proxy = Proxy(store, metrics)
     gateway = Gateway(log, identities, proxy, metrics, settings, poisoned)
-    return Security(gateway, SecurityPolicy(settings.public_hosts)), gateway, proxy
+    watched = Watched.of(os.environ, lambda: metrics.add("icecore_internal_errors_total"))
+    return Requests(Security(gateway, SecurityPolicy(settings.public_hosts)), watched), gateway, proxy
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from icecore import journal, tracing
 from icecore.errors import IcecoreError
+from icecore.journal import say
 from icecore.lifeline import end_with_parent
-from icecore_ingest.gateway import Gateway, GatewaySettings, create_app, say
+from icecore_ingest.gateway import Gateway, GatewaySettings, create_app
 from icecore_ingest.identities import Identities
 from icecore_ingest.logs.opening import open_log
 from icecore_ingest.serving import BACKLOG, DRAIN_S, Server, listen, quiet_uvicorn
@@ -167,7 +169,7 @@ async def serve(places: Places, listener: socket.socket, settings: GatewaySettin
     server: GatewayServer | None = None
 
     def poisoned() -> None:
-        say("the log failed and must be reopened: ending, to be started again")
+        say("the log failed and must be reopened: ending, to be started again", "error")
         exits.append(EXIT_POISONED)
         if server is not None:
             server.config.timeout_graceful_shutdown = 1
@@ -236,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pause_s=given.pause_s,
     )
     try:
+        journal.begin("gateway")
+        if why := tracing.begin("gateway"):
+            say("no traces", "warning", why=why)
         if given.fd is None:
             listener = listen(given.host, given.port)
         else:
@@ -246,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(serve(Places(given.data, given.log, given.store), listener, settings))
     except IcecoreError as error:
-        say("cannot start", **error.body()["error"])
+        say("cannot start", "error", **error.body()["error"])
         return 2
     if code:
         os._exit(code)  # nothing of a poisoned log is worth waiting for

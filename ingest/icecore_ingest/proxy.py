@@ -64,6 +64,21 @@ class Proxy:
         except (aiohttp.ClientError, OSError):
             return "the store cannot be reached"
 
+    @property
+    def beside(self) -> bool:
+        """Whether the store is on this machine, for nobody else to ask."""
+        return self._socket is not None
+
+    async def metrics(self, within: float) -> bytes:
+        """What the store shows at /metrics; nothing where it does not answer in time."""
+        try:
+            url = URL(self._origin + "/metrics")
+            timeout = aiohttp.ClientTimeout(total=within)
+            async with self._client().get(url, timeout=timeout, allow_redirects=False) as answer:
+                return await answer.read() if answer.status == 200 else b""
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return b""
+
     async def forward(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Pass one request on and its answer back.
 

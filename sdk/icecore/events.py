@@ -28,7 +28,7 @@ from icecore.position import LEDGER, METRICS
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """What every record says about its event: small, JSON, strings and integers only.
 
-    A client sends `id type v producer seq ts_client`; the gateway adds `actor credential ts_server`.
+    A client sends `id type v producer seq ts_client`; the gateway adds `actor credential ts_server trace`.
     """
 
     id: str
@@ -47,6 +47,8 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """The user or service account who did it; `system` for the server's own."""
     credential: str = ""
     """The id of the key or session that was used."""
+    trace: str = ""
+    """The W3C traceparent of the request that brought it, where that request's trace is kept; mostly left out."""
 
 
 def now_ms() -> int:

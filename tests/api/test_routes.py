@@ -20,7 +20,7 @@ from icecore_ingest.identity import new_login_offer, sha256_hex
 
 PUBLIC = {
     ("GET", "/"), ("GET", "/login"), ("GET", "/app.js"), ("GET", "/app.css"), ("GET", "/openapi.json"),
-    ("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/login"),
+    ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("POST", "/api/v1/login"),
 }  # fmt: skip
 HOSTILE = json.loads((Path(__file__).parents[1] / "golden" / "hostile_names.json").read_text(encoding="utf-8"))
 
@@ -230,7 +230,7 @@ def test_the_document_names_every_route_and_its_errors(tmp_path: Path) -> None:
         for method, path, _ in all_routes(made.app.routes):
             operation = document["paths"][path][method.lower()]
             assert [code for code in operation["responses"] if code.startswith("2")], path
-            for code in ("422", "503") if path not in ("/healthz", "/readyz") else ():
+            for code in ("422", "503") if path not in ("/healthz", "/readyz", "/metrics") else ():
                 schema = operation["responses"][code]["content"]["application/json"]["schema"]
                 assert schema["$ref"].endswith("/ErrorBody"), path
         assert {"/api/v1/events", "/metrics"} <= document["paths"].keys()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from icecore.errors import BadRequest, Forbidden, Invalid, LogFull, TooBusy, TooLarge, Unauthenticated
-from icecore_ingest.metric_defs import BUCKETS, METRICS, Metrics
+from icecore_ingest.metric_defs import METRICS, SECONDS, Metrics
 from icecore_ingest.openapi import openapi_paths
 
 
 def test_every_metric_is_rendered_with_its_help_and_type() -> None:
-    """All names of the one list appear, and counters and histograms add up."""
-    metrics = Metrics()
+    """All names of a process appear and no others, and counters and histograms add up."""
+    metrics = Metrics("gateway")
     metrics.add("icecore_requests_total", label="accepted")
     metrics.add("icecore_requests_total", 2, "accepted")
     for seconds in (0.0001, 0.003, 99.0):
@@ -17,12 +17,12 @@ def test_every_metric_is_rendered_with_its_help_and_type() -> None:
     lines = metrics.render().decode().splitlines()
 
     for name, definition in METRICS.items():
-        assert f"# HELP {name} {definition.help}" in lines
-        assert f"# TYPE {name} {definition.kind}" in lines
+        assert (f"# HELP {name} {definition.help}" in lines) == (definition.process == "gateway")
+        assert (f"# TYPE {name} {definition.kind}" in lines) == (definition.process == "gateway")
     assert 'icecore_requests_total{code="accepted"} 3' in lines
     assert 'icecore_append_seconds_bucket{stream="ledger",le="0.0005"} 1' in lines
     assert 'icecore_append_seconds_bucket{stream="ledger",le="0.005"} 2' in lines
-    assert f'icecore_append_seconds_bucket{{stream="ledger",le="{BUCKETS[-1]}"}} 2' in lines
+    assert f'icecore_append_seconds_bucket{{stream="ledger",le="{SECONDS[-1]}"}} 2' in lines
     assert 'icecore_append_seconds_bucket{stream="ledger",le="+Inf"} 3' in lines
     assert 'icecore_append_seconds_count{stream="ledger"} 3' in lines
 
