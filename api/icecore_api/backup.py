@@ -401,15 +401,14 @@ def check(folder: Path, report: Report = lambda _: None) -> list[Damage]:
     """
     manifest = read_manifest(folder)
     entries = manifest.entries
-    total, done, began = sum(entry.size for entry in entries), 0, time.monotonic()
+    total, done = sum(entry.size for entry in entries), 0
     damages = [Damage(name, why) for name, why in _gaps(manifest)]
     for entry in entries:
         problem = check_piece(piece_of(folder, entry)) if isinstance(entry, PieceEntry) else _check_file(folder, entry)
         if problem:
             damages.append(Damage(entry.file, problem))
         done += entry.size
-        rate = done / max(time.monotonic() - began, 1e-9)
-        report({"stage": "read the backup", "done": done, "total": total, "rate": round(rate, 1)})
+        report({"stage": "read the backup", "done": done, "total": total})
     return damages
 
 

@@ -52,7 +52,7 @@ Exit codes: 0 both hold the same; 1 they differ, or the target holds something e
 option is wrong; 6 a log cannot be read or written: the same command goes on when it can.
 """
 )
-@click.option("--from", "source", required=True, metavar="LOG", help="A folder, sqlite:///FOLDER or kafka://HOST:PORT.")
+@click.option("--from", "source", required=True, metavar="LOG", help="A folder, sqlite:///FOLDER or kafka://….")
 @click.option("--to", "target", required=True, metavar="LOG", help="Empty, or what an earlier call left.")
 @click.option("--verify", is_flag=True, help="Only read both and compare.")
 @click.option("--note", type=click.Path(path_type=Path, dir_okay=False), help="Where to note how far it is.")
@@ -64,7 +64,7 @@ def log_copy(source: str, target: str, verify: bool, note: Path | None, as_json:
     both have as many partitions.
     """
     with progress_bar("log copy") as report:
-        found = asyncio.run(_log_copy(source, target, note, report, verify=verify))
+        found = asyncio.run(_log_copy(_address(source), _address(target), note, report, verify=verify))
     if as_json:
         print_json(found)
     else:
@@ -110,6 +110,18 @@ async def _open_target(target: str) -> EventLog:
 
         await kafka_topics.create(KafkaSettings.parse(target))
         return await open_log(target)
+
+
+def _address(where: str) -> str:
+    """The log of a data folder, where one is named instead of its log."""
+    from icecore_api.supervise import log_of
+
+    folder = Path(where).expanduser()
+    if "://" not in where and not (folder / "LOG_ID").exists():
+        if (folder / "LOG").is_file() or (folder / "log" / "LOG_ID").is_file():
+            return str(log_of(folder))
+        return str(folder)
+    return where
 
 
 def _note(source_id: str, target_id: str) -> Path:

@@ -22,6 +22,7 @@ from icecore.position import LEDGER, Place, Position, Token
 from icecore_api.checks import check_folder
 from icecore_api.context import Report
 from icecore_api.replaying import iso, read_note
+from icecore_api.supervise import log_of
 from icecore_projections import generations
 from icecore_projections.digest import digest
 from icecore_projections.rebuild import rebuild
@@ -214,7 +215,7 @@ class ReadOnlyOperations:
 
     async def fsck(self, report: Report) -> Mapping[str, Any]:
         """Check log, store and spools. Returns the findings."""
-        return (await check_folder(self._data, self._data / "log", report, serving=self._store)).as_json()
+        return (await check_folder(self._data, log_of(self._data), report, serving=self._store)).as_json()
 
     async def replay(self) -> Mapping[str, Any]:
         """Never.

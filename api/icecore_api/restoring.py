@@ -152,12 +152,11 @@ def _build(folder: Path, manifest: Manifest, draft: Path, report: Report) -> Non
     for stream in ("ledger", "metrics"):
         lane_of(log, Place(stream, 0)).mkdir(mode=0o700, parents=True)
     total = sum(entry.size for entry in manifest.entries)
-    done, began = 0, time.monotonic()
+    done = 0
     for piece in (piece_of(folder, entry) for entry in manifest.pieces):
         _copy(piece.path, lane_of(log, piece.place) / f"{piece.first:020d}.db", piece.sha256)
         done += piece.size
-        rate = done / max(time.monotonic() - began, 1e-9)
-        report({"stage": "restore", "done": done, "total": total, "rate": round(rate, 1)})
+        report({"stage": "restore", "done": done, "total": total})
     for entry in manifest.files:
         _copy(folder / entry.file, draft / _inner(entry), entry.sha256)
     (log / "LOG_ID").write_text(manifest.log_id + "\n", "ascii")

@@ -152,8 +152,10 @@ def test_a_served_log_is_no_target(tmp_path: Path, server: Server) -> None:
     refused = icecore(tmp_path, "log", "copy", "--from", str(tmp_path / "log"), "--to", str(tmp_path / "other"))
     assert refused.returncode == 1
     assert "nothing but records of the source" in refused.stderr
+    (tmp_path / "data").mkdir()
+    (tmp_path / "other").rename(tmp_path / "data/log")
     different = icecore(
-        tmp_path, "log", "copy", "--from", str(tmp_path / "log"), "--to", str(tmp_path / "other"), "--verify"
+        tmp_path, "log", "copy", "--from", str(tmp_path / "log"), "--to", str(tmp_path / "data"), "--verify"
     )
     assert (different.returncode, "do not hold the same" in different.stdout) == (1, True)
 
