@@ -140,8 +140,8 @@ class Gateway:
             wire = await self._read_body(receive, declared, hold)
             encoding = headers.get(b"content-encoding")
             plain = wire if encoding is None else decompress(wire, encoding.decode("latin-1"))
+            sender = Sender(caller.user, caller.credential, tracing.sampled())
             with tracing.maybe_span("icecore.admit"):
-                sender = Sender(caller.user, caller.credential, tracing.sampled())
                 admitted = admit(plain, sender, self._clock())
             positions = await self._append(admitted)
             self.metrics.add("icecore_received_bytes_total", len(wire))

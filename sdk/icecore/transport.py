@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import logging  # noqa: F401 - it hooks itself into fork: not from urllib3, in the middle of one
 import os
@@ -15,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
+from icecore import tracing
 from icecore.errors import (
     Conflict,
     Forbidden,
@@ -71,6 +73,18 @@ def _urllib3() -> Any:
         return urllib3
 
 
+@functools.cache
+def _begin_tracing() -> bool:
+    """Whether traces are made; asked in the uploader's thread, as OpenTelemetry is slow to import."""
+    try:
+        why = tracing.begin("client")
+    except IcecoreError as error:
+        why = str(error)
+    if why:
+        warn(f"no traces: {why}")
+    return tracing.on()
+
+
 class Transport:
     """HTTP to one server. One thread uses it at a time."""
 
@@ -98,13 +112,23 @@ class Transport:
             body = gzip.compress(body, 1, mtime=0)
             headers["Content-Encoding"] = "gzip"
         try:
-            response = self._request("POST", "events", self._timeouts, headers, body)
+            response = self._post(headers, body)
         except OSError as error:
             return Answer("unreachable", _words_of(error))
         answer = self._judge(response)
         if answer.kind == "unauthorised" and self._take_saved_key():
             return self.send(frames)
         return answer
+
+    def _post(self, headers: dict[str, str], body: bytes) -> urllib3.BaseHTTPResponse:
+        """Send events, as the first span of their trace where traces are wanted."""
+        if not _begin_tracing():
+            return self._request("POST", "events", self._timeouts, headers, body)
+        with tracing.span("icecore.upload", kind="client", bytes=len(body)) as span:
+            told = {**headers, "traceparent": tracing.traceparent(span)}
+            response = self._request("POST", "events", self._timeouts, told, body)
+            span.set_attributes({"http.response.status_code": response.status})
+            return response
 
     def _ask_first(self) -> None:
         if self.ask_first is None:
