@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import urllib3
 
+from brokers import Kafka
 from faults_harness import ROUNDS, Writer, check, get, seeded, until
+from icecore_ingest.logs import kafka_topics
+from icecore_ingest.logs.kafka_settings import KafkaSettings
 from servers import Server
 
 
@@ -29,6 +36,21 @@ def start_rebuild(server: Server) -> bool:
         timeout=30,
     )
     return answer.status < 300
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server of this test's own, on either log."""
+    server = Server(tmp_path / "data", tmp_path / "config")
+    if request.param == "kafka":
+        broker: Kafka = request.getfixturevalue("broker")
+        prefix = f"rebuild-{uuid.uuid4().hex[:8]}"
+        where = f"kafka://{broker.bootstrap}?prefix={prefix}&partitions=3&single_replica=1"
+        asyncio.run(kafka_topics.create(KafkaSettings.parse(where)))
+        server.arguments = ("--log", where)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.mark.timeout(3600)
