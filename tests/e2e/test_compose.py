@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -30,6 +31,7 @@ from e2e.compose_processes import (
     read_compose,
 )
 from icecore_api.broker import Cluster
+from icecore_ingest.identity import new_key
 from icecore_ingest.metric_defs import METRICS
 from servers import clean_env, wait_until
 
@@ -286,6 +288,29 @@ with icecore.init(project="owner/composed", id=sys.argv[1]) as run:
         time.sleep(0.002)
 print(step)
 """
+
+
+def test_the_readme_way_works(composed: Composed, tmp_path: Path) -> None:
+    """The README's lines for a cluster do what they say, the composition here standing for `docker compose up`."""
+    (block,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    before, _, after = block.partition("docker compose up -d --wait")
+    key = tmp_path / "secrets/owner-key"
+    subprocess.run(["bash", "-euc", before], cwd=tmp_path, check=True)
+    made = key.read_text("utf-8").strip()
+    key.write_text(composed.key + "\n", "utf-8")  # the composition has another one already
+    url = composed.environment()["ICECORE_URL"]
+    login = (
+        after.partition("\n")[2]
+        .replace("http://localhost:8700", url)
+        .replace("icecore ", f"{sys.executable} -m icecore ")
+    )
+    done = subprocess.run(
+        ["bash", "-euc", login], cwd=tmp_path, env=clean_env(tmp_path), capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert new_key("owner", secret=made)[0] == made
+    assert oct(key.parent.stat().st_mode & 0o777) == "0o700"
 
 
 def test_prometheus_is_answered(composed: Composed) -> None:
