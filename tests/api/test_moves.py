@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -175,6 +176,12 @@ def training(server: Server, name: str, **extra: str) -> Iterator[Path]:
             client.kill()
 
 
+def listens(port: int) -> bool:
+    """Whether anybody takes connections there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def steps(server: Server, name: str) -> int:
     """How far a run is, as the server knows it; -1 where it does not know the run."""
     done = server.cli("run", f"owner/moves/{name}", "--json", check=False)
@@ -194,6 +201,7 @@ def test_yesterdays_backup_and_what_clients_hold(tmp_path: Path) -> None:
         with training(server, "held", ICECORE_FINISH_TIMEOUT="0.5"):
             wait_until(lambda: steps(server, "held") > 0)
             server.stop(kill=True)  # the disk dies, and a client goes on
+            wait_until(lambda: not listens(server.port), what="the end of the gateway, which outlives its supervisor")
     checked = server.cli("backup", backup, "--verify")
     assert "every file is as it was written" in checked.stdout
     server.cli("restore", backup, "--data", str(new))
