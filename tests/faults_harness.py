@@ -179,7 +179,7 @@ class Writer:
 
 
 class Reader:
-    """Reads runs after what was acknowledged, while things break: nothing acknowledged is missing, time never goes back.
+    """Reads runs after what was acknowledged: nothing acknowledged is missing, and time never goes back.
 
     Args:
         writers: whose runs.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import random
 import shutil
@@ -30,6 +31,7 @@ from icecore_api.broker import Broker, Cluster
 from icecore_ingest.logs.opening import open_log
 from lines import Lines
 from servers import clean_env, wait_until
+from wrong_clock import WrongClock
 
 HANGS_S = 120.0
 """Whatever has not come by then never will."""
@@ -46,6 +48,7 @@ class Part:
     words: list[str]
     env: Mapping[str, str]
     folder: Path
+    clock: WrongClock
     port: int = 0
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
     starts: int = 0
@@ -81,8 +84,9 @@ class Part:
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
                 text=True,
-                env=dict(self.env),
+                env={**self.env, **self.clock.env},
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         threading.Thread(target=self._listen, args=(self.process, self._ready), daemon=True).start()
 
@@ -136,16 +140,21 @@ class Part:
                     ready.set()
 
 
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the tests' own process is gone, however that ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class Topology:
     """Three brokers, gateways and a store. `start` it, hurt it, `heal` it, `close` it.
 
     Args:
         folder: holds everything; its path is printed, and it stays.
         gateways: how many.
-        preload: a library put into gateways and store by LD_PRELOAD, with the variables it reads.
     """
 
-    def __init__(self, folder: Path, gateways: int = 2, preload: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, gateways: int = 2) -> None:
         self.folder = folder
         self.disks = {name: Disk(folder / name) for name in ("store", "broker-3")}
         self.lines = Lines(self.pids)
@@ -158,22 +167,28 @@ class Topology:
         self._config_dir = folder / "config"
         self._config_dir.mkdir()
         self.api_key = ""
-        env = clean_env(self._config_dir, **(preload or {}))
-        common = ["--log", self.log]
-        self.store = Part(
-            "store", ["serve", "store", *common, "--data", str(folder / "store" / "data")], env, folder, free_port()
-        )
+        self.store = self._part("store", "--data", str(folder / "store" / "data"))
         behind = self.lines.to("store")
         behind.upstream = self.store.port
         self.gateways, self.urls = [], []
         for number in range(1, gateways + 1):
             name = f"gateway-{number}"
-            data = ["--data", str(folder / name), "--store", f"http://127.0.0.1:{behind.port}"]
-            part = Part(name, ["serve", "gateway", *common, *data], env, folder, free_port())
+            part = self._part(name, "--data", str(folder / name), "--store", f"http://127.0.0.1:{behind.port}")
             before = self.lines.to(name)
             before.upstream = part.port
             self.gateways.append(part)
             self.urls.append(f"http://127.0.0.1:{before.port}")
+
+    def _part(self, name: str, *words: str) -> Part:
+        kind = name.partition("-")[0]
+        return Part(
+            name,
+            ["serve", kind, "--log", self.log, *words],
+            clean_env(self._config_dir),
+            self.folder,
+            WrongClock(self.folder / f"{name}.clock"),
+            free_port(),
+        )
 
     def _make_brokers(self) -> Cluster:
         voters = ",".join(f"{n}@127.0.0.1:{own['CONTROLLER'].port}" for n, own in enumerate(self._broker_lines, 1))
@@ -199,7 +214,7 @@ class Topology:
 
     def _log_address(self) -> str:
         servers = ",".join(f"127.0.0.1:{own['CLIENT'].port}" for own in self._broker_lines)
-        return f"kafka://{servers}?partitions={PARTITIONS}&delivery_timeout_s=8&request_timeout_s=3"
+        return f"kafka://{servers}?partitions={PARTITIONS}&delivery_timeout_s=8&request_timeout_s=3&session_timeout_s=3"
 
     # --------------------------------------------------------------------------------------------------- as a server
 
@@ -255,6 +270,8 @@ class Topology:
         for disk in self.disks.values():
             disk.empty()
         self.lines.heal()
+        for part in self.parts:
+            part.clock.jump(0)
         for one in [*self.brokers.brokers, *self.parts]:
             one.resume()
         self.start_brokers([broker for broker in self.brokers.brokers if not broker.running])

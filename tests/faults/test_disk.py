@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from faults_harness import Writer, check, get, logged_steps, until, wait_folded
+from faults_harness import Writer, check, check_rebuild, get, logged_steps, until, wait_folded
 from servers import Server, running_server
 
 
@@ -72,6 +73,37 @@ def test_a_flipped_bit_in_the_store_is_healed(written: tuple[Server, Writer], su
     server.start()
 
     check(server, [writer])
+
+
+@pytest.mark.parametrize("at", [0.0, 0.001, 0.5, 0.999])
+def test_a_cut_write_ahead_log_of_the_store_is_healed(written: tuple[Server, Writer], at: float) -> None:
+    """With the store's write-ahead log cut off anywhere, what it held is folded again, once."""
+    server, writer = written
+    [wal] = (server.data / "store").glob("*.duckdb.wal")
+    os.truncate(wal, int(wal.stat().st_size * at))
+    server.start()
+
+    check(server, [writer])
+    check_rebuild(server)
+
+
+def test_an_older_store_catches_up(written: tuple[Server, Writer], tmp_path: Path) -> None:
+    """An older copy of the store, put back over a newer one, folds what it does not have, once."""
+    server, writer = written
+    older = tmp_path / "older"
+    shutil.copytree(server.data / "store", older)
+    server.start()
+    second = Writer(server, "t/rot/second").start()
+    until(lambda: len(second.acknowledged) > 50, "50 more events to be acknowledged")
+    second.finish()
+    wait_folded(server)
+    server.stop(kill=True)
+    shutil.rmtree(server.data / "store")
+    shutil.copytree(older, server.data / "store")
+    server.start()
+
+    check(server, [writer, second])
+    check_rebuild(server)
 
 
 def test_a_lost_store_is_rebuilt(written: tuple[Server, Writer]) -> None:

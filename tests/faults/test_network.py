@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def test_every_event_arrives_once(server: Server, fault: Fault) -> None:
         writer.finish()
 
     check(server, [writer])
+
+
+def test_two_writers_of_one_run_keep_both_histories(server: Server) -> None:
+    """A run resumed by two machines at once has every row of both: nothing of one hides what the other said."""
+    writers = [Writer(server, "t/network/shared").start() for _ in range(2)]
+    until(lambda: all(len(writer.acknowledged) >= ROUNDS for writer in writers), f"{ROUNDS} events of each")
+    for writer in writers:
+        writer.finish()
+    wait_folded(server)
+
+    said = Counter(first + i for writer in writers for first in writer.acknowledged for i in range(writer.rows))
+    assert logged_steps(server, "t/network/shared") == said
+    assert max(said.values()) == 2
 
 
 _CLIENT = """
