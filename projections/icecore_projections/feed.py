@@ -29,7 +29,8 @@ class Feed:
         self._ends: dict[Place, int] = {}
         self._held = 0
         self._news = asyncio.Condition()
-        self._room = asyncio.Condition()
+        self._room = asyncio.Event()
+        self._room.set()
 
     # ------------------------------------------------------------------------------------ the deliverer's side
 
@@ -39,8 +40,7 @@ class Feed:
             self._add(record)
         async with self._news:
             self._news.notify_all()
-        async with self._room:
-            await self._room.wait_for(lambda: self._held < self._most)
+        await self._room.wait()
 
     def announce(self, place: Place, end: int) -> None:
         """Say how far a partition goes without delivering what is there: it is read from the log itself."""
@@ -50,8 +50,7 @@ class Feed:
     def forget(self, places: Iterable[Place]) -> None:
         """Drop what was delivered of some partitions: they will be delivered again, or by another."""
         for place in places:
-            for record in self._lanes.pop(place, ()):
-                self._held -= len(record.payload)
+            self._hold(-sum(len(record.payload) for record in self._lanes.pop(place, ())))
 
     def _add(self, record: StoredRecord) -> None:
         place, offset = record.position.place, record.position.offset
@@ -62,8 +61,16 @@ class Feed:
             self.forget([place])  # a gap: the log itself will fill it
             lane = self._lanes.setdefault(place, deque())
         lane.append(record)
-        self._held += len(record.payload)
+        self._hold(len(record.payload))
         self._ends[place] = max(self._ends.get(place, 0), record.position.next_offset)
+
+    def _hold(self, size: int) -> None:
+        """Count bytes that came, or went by whatever way; the deliverer goes on as soon as there is room."""
+        self._held += size
+        if self._held < self._most:
+            self._room.set()
+        else:
+            self._room.clear()
 
     # ---------------------------------------------------------------------------------------- the runner's side
 
@@ -90,7 +97,7 @@ class Feed:
         """What was delivered from `start` on, else what the log itself holds up to there."""
         lane = self._lanes.get(place, deque())
         while lane and lane[0].position.offset < start:
-            self._held -= len(lane.popleft().payload)
+            self._hold(-len(lane.popleft().payload))
         if not lane or lane[0].position.offset > start:
             until = lane[0].position.offset if lane else self._ends.get(place, 0)
             if until > start:
@@ -102,9 +109,7 @@ class Feed:
             record = lane.popleft()
             left -= len(record.payload)
             taken.append(record)
-        self._held -= size - left
-        async with self._room:
-            self._room.notify_all()
+        self._hold(left - size)
         return Batch(place, taken, taken[-1].position.next_offset)
 
     async def end(self) -> Token:

@@ -50,6 +50,22 @@ def test_what_was_delivered_is_read_once_and_in_order() -> None:
     run(test)
 
 
+def test_what_is_forgotten_makes_room() -> None:
+    """A deliverer that waits for room goes on when what it delivered is forgotten, as in a rebalance."""
+
+    async def test() -> None:
+        log, records = await _log(10)
+        feed = Feed(log, held_bytes=1)
+        waiting = asyncio.create_task(feed.deliver(records[:5]))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        feed.forget([PLACE])
+        await waiting
+        assert len((await feed.read(PLACE, 0)).records) == 5
+
+    run(test)
+
+
 def test_a_gap_is_filled_from_the_log() -> None:
     """Records that the deliverer skipped are read from the log itself."""
 
