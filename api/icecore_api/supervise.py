@@ -32,6 +32,8 @@ AFTER_READY: Final = 2
 STEADY_S: Final = 10.0
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 30.0
+LOOK_S: Final = 0.5
+"""How often brokers of our own are looked at."""
 LOGIN_LINK_MS: Final = 24 * 3600 * 1000
 
 
@@ -238,7 +240,13 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep the children alive until SIGTERM or SIGINT, then stop them."""
-        await self._stopping.wait()
+        said = list(self._brokers())
+        look_s = LOOK_S if said else None
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), look_s)
+            if said != (said := list(self._brokers())):
+                self._write_status()
         await self.stop()
 
     async def _keep(self, child: Child) -> None:
