@@ -258,36 +258,51 @@ class RoundRobin:
     def __init__(self, settings: Path) -> None:
         text = settings.read_text("utf-8")
         self._servers = re.findall(r"^\s*server \S+ (\S+):(\d+)", text, re.MULTILINE)
-        (self._address,) = re.findall(r"^\s*bind (\S+):(\d+)", text, re.MULTILINE)
+        ((self._host, self._port),) = re.findall(r"^\s*bind (\S+):(\d+)", text, re.MULTILINE)
         self._turn = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._connections: set[asyncio.Task[Any]] = set()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._thread.start()
-        host, port = self._address
-        made = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, host, int(port)), self._loop)
-        self._listening = made.result(10)
+        assert self._started.wait(10), f"nobody listens on {self._host}:{self._port}"
 
     def close(self) -> None:
         """Let go of the port and of every connection."""
-
-        def end() -> None:
-            self._listening.close()
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.call_soon(self._loop.stop)
-
-        self._loop.call_soon_threadsafe(end)
+        self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join(10)
 
+    async def _run(self) -> None:
+        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        async with await asyncio.start_server(self._serve, self._host, int(self._port)):
+            self._started.set()
+            await self._ending.wait()
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._connections.add(task)
+        writers = [writer]
+        with contextlib.suppress(asyncio.CancelledError):
+            if theirs := await self._next():
+                writers.append(theirs[1])
+                await asyncio.gather(_pump(reader, theirs[1]), _pump(theirs[0], writer), return_exceptions=True)
+        for one in writers:
+            one.close()
+            with contextlib.suppress(OSError):
+                await one.wait_closed()
+        self._connections.discard(task)
+
+    async def _next(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection to the next server that takes one."""
         for _ in self._servers:
             self._turn += 1
             host, port = self._servers[self._turn % len(self._servers)]
             with contextlib.suppress(OSError):
-                theirs = await asyncio.open_connection(host, int(port))
-                await asyncio.gather(_pump(reader, theirs[1]), _pump(theirs[0], writer), return_exceptions=True)
-                return
-        writer.close()
+                return await asyncio.open_connection(host, int(port))
+        return None
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

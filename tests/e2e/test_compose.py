@@ -8,6 +8,7 @@ import re
 import secrets
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -128,6 +129,19 @@ def test_the_image_is_made_of_hashed_versions_of_files_that_are_sent() -> None:
     assert all("--require-hashes" in line or "--no-deps /dist/" in line for line in installs)
     assert set(copied) == set(sent)
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_has_the_versions_that_are_tested() -> None:
+    """The image's locked versions are those that the tests run with, the server's own requirements among them."""
+    image, tested = (
+        set(re.findall(r"^\S+==\S+", (ROOT / f"requirements/{name}.txt").read_text("utf-8"), re.MULTILINE))
+        for name in ("server", "dev")
+    )
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["server"]
+    names = {one.partition("==")[0] for one in image}
+
+    assert image - tested == set()
+    assert {re.split(r"[^\w-]", one)[0] for one in wanted} <= names
 
 
 def _lines(name: str) -> list[str]:
