@@ -60,8 +60,8 @@ bench: $(VENV)/.dev ## measure everything in docs/performance.md (N=1.0 is the p
 bench-peers: $(VENV)/.dev ## the same work beside trackio, wandb and mlflow, as ratios
 	@$(BIN)/python -m benchmarks.peers --scale $(or $(N),1.0)
 
-soak: $(VENV)/.dev ## hurt everything, long: ROUNDS=1000 of each fault; REPORT=FILE for figures, PYTEST_ARGS to choose
-	@ICECORE_SOAK_ROUNDS=$(or $(ROUNDS),1000) FAULTS_REPORT=$(REPORT) $(BIN)/python -m pytest tests/faults -m "soak or not soak" $(PYTEST_ARGS)
+soak: $(VENV)/.dev ## crash tests and simulations, long: ROUNDS=1000 of each; REPORT=FILE for figures, PYTEST_ARGS to choose
+	@ICECORE_SOAK_ROUNDS=$(or $(ROUNDS),1000) FAULTS_REPORT=$(REPORT) $(BIN)/python -m pytest tests/faults tests/simulation -m "soak or not soak" $(PYTEST_ARGS)
 
 format: $(VENV)/.dev ## let ruff lay the code out
 	@$(BIN)/ruff check --fix-only . ; $(BIN)/ruff format .

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from faults_harness import (
     ACKNOWLEDGED_S,
     CLUSTER_ROUNDS,
@@ -52,6 +54,7 @@ class Drill:
     reader: Reader
     client: Client
     began: float = field(default_factory=time.monotonic)
+    began_cpu_s: float = 0.0
     round: int = 0
     settled_s: list[float] = field(default_factory=list)
     """How long each round took from the heal to a new acknowledgement of every writer that can be read."""
@@ -102,12 +105,22 @@ class Drill:
         check_rebuild(self.topology)
         self._report(hurt_s)
 
+    def _cpu_s(self) -> float:
+        """Processor time of the tests, of their children that have ended, and of what runs of the topology."""
+        living = 0.0
+        for pid in self.topology.pids().values():
+            with contextlib.suppress(psutil.Error):
+                used = psutil.Process(pid).cpu_times()
+                living += used.user + used.system
+        return sum(os.times()[:4]) + living
+
     def _report(self, hurt_s: float) -> None:
         settled = sorted(self.settled_s) or [0.0]
         figures = {
             "fault": self.name,
             "rounds": self.round,
             "seconds": round(hurt_s, 1),
+            "cpu_s": round(self._cpu_s() - self.began_cpu_s, 1),
             "events": self.acknowledged,
             "client_steps": self.client.steps,
             "reads": sum(self.reader.answers.values()),
@@ -134,6 +147,7 @@ def drill(topology: Topology, name: str) -> Iterator[Drill]:
     ]
     client = Client(topology, word, f"{mark}-c", topology.folder).start()
     work = Drill(topology, name, chance, writers, Reader(writers, urls), client)
+    work.began_cpu_s = work._cpu_s()
     for writer in writers:
         writer.start()
     work.reader.start()
