@@ -33,6 +33,64 @@ REQUEST = (
 )
 
 
+FOLLOW = """\
+import asyncio, json, sys
+from aiokafka import AIOKafkaConsumer
+
+async def follow(servers: str, topic: str) -> None:
+    async with AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
+        async for record in consumer:
+            envelope = json.loads(dict(record.headers)["icecore-envelope"])
+            event = json.loads(record.value)
+            print(record.partition, record.offset, envelope["type"], envelope["v"], event.get("run"), flush=True)
+
+asyncio.run(follow(*sys.argv[1:]))  # for example: localhost:9092 icecore.metrics
+"""
+
+LATEST = """\
+import asyncio, json, sys
+from aiokafka import AIOKafkaConsumer
+
+async def latest(servers: str, topic: str) -> None:
+    async with AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
+        async for record in consumer:
+            run = json.loads(record.value) if record.value else {"state": "deleted", "summary": {}}
+            print(record.key.decode(), run["state"], json.dumps(run["summary"]), flush=True)
+
+asyncio.run(latest(*sys.argv[1:]))  # for example: localhost:9092 icecore.run-summaries
+"""
+
+TOPICS = f"""\
+## Topics on Kafka
+
+With a log on Kafka (`--log kafka://…`) every program can read the events. `PREFIX` is `icecore`, unless the log's
+address says another.
+
+| topic | partitions | key | value | kept |
+|---|---|---|---|---|
+| `PREFIX.ledger` | 1: a total order | the run's path or the user's name | the payload, as it was received | for ever |
+| `PREFIX.metrics` | 16, or as the log's address says; by murmur2 of the key | the run's path | the same | for ever |
+| `PREFIX.run-summaries` | as many as of metrics | the run's path | JSON as below; none: it was deleted | compacted |
+
+**Events.** The envelope is the header `icecore-envelope`, as JSON. A record's partition and offset are its position:
+`metrics:3:120` in a token means everything of partition 3 before offset 120. A client that had no answer sends its
+events again, so count each (`producer`, `seq`) of a topic once. Records of unknown types are to be passed over.
+
+```python
+{FOLLOW}```
+
+**Run summaries.** The latest of every run, published by the store a second or two after it was folded, at least once:
+`run`, `name`, `group`, `job_type`, `tags`, `user`, `state` (running, finished, failed or killed), `exit_code`,
+`created_ts`, `started_ts`, `finished_ts`, `heard_ts` (when anything last came; all in ms since 1970 UTC), `config`,
+`summary` by dotted key, and `positions`: the token at which this was so. A running run that was not heard of for long
+has crashed. Of a run whose JSON would be over 900,000 bytes `config`, then `summary` is left out, and named in
+`left_out`. A restored run has a value again. `icecore topics create` makes the topic; without it nothing is published.
+If you deleted and made it again, remove `DATA/run/summaries.json` and restart the store: all runs are published anew.
+
+```python
+{LATEST}```"""
+
+
 def events_page() -> str:
     """Every event with its fields."""
     parts = [
@@ -51,7 +109,7 @@ def events_page() -> str:
             f"{inspect.getdoc(cls)}\n\nStream `{cls.STREAM}`; made by {source}.",
             _fields(cls),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, TOPICS]) + "\n"
 
 
 def _fields(cls: type[msgspec.Struct]) -> str:

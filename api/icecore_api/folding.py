@@ -10,17 +10,21 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from icecore.errors import StoreDamaged
 from icecore.log import EventLog
 from icecore.position import Token
 from icecore_api.metrics import FoldMetrics
+from icecore_api.queries.published import published
 from icecore_ingest.logs.opening import is_kafka, open_log
 from icecore_ingest.metric_defs import Metrics
 from icecore_projections import generations
 from icecore_projections.runner import Prepared, Runner
 from icecore_projections.store import Store
+
+if TYPE_CHECKING:
+    from icecore_projections.summaries import Summaries
 
 T = TypeVar("T")
 NICE: Final = 10
@@ -44,6 +48,7 @@ class Folding:
         self._where = where
         self._say = say
         self._metrics = FoldMetrics(metrics)
+        self._summaries: Summaries | None = None
         self._folder = data / "store"
         self._loop = asyncio.new_event_loop()
         self._rest = asyncio.Event()
@@ -140,9 +145,20 @@ class Folding:
             return
         from icecore_ingest.logs.kafka_settings import KafkaSettings
         from icecore_projections.faust_app import feeding, group_of
+        from icecore_projections.summaries import Summaries, topics_of
 
         brokers = KafkaSettings.parse(str(self._where))
-        async with feeding(brokers, group_of(brokers, self._data), log, self._folded, self._say) as feed:
+        self._summaries = summaries = Summaries(
+            brokers.summaries_topic,
+            lambda: topics_of(brokers),
+            self._data / "run",
+            lambda: self.store,
+            published,
+            self._say,
+            self._metrics.published,
+        )
+        group = group_of(brokers, self._data)
+        async with feeding(brokers, group, log, self._folded, self._say, summaries.join) as feed:
             yield feed
 
     def _folded(self) -> Token:
@@ -150,6 +166,8 @@ class Folding:
 
     def _committed(self, batch: Prepared) -> None:
         self._metrics.committed(batch)
+        if self._summaries is not None:
+            self._summaries.changed(batch)
 
     async def _fold(self) -> None:
         while not self._stopping:
@@ -168,4 +186,6 @@ class Folding:
         before = self.store
         self.store = generations.open_current(self._folder, log_id=before.log_id, say=self._say)
         self.runner = Runner(self.runner.log, self.store, told=self._committed)
+        if self._summaries is not None:
+            self._summaries.anew()
         before.close()

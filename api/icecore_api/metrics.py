@@ -38,6 +38,11 @@ class FoldMetrics:
             spent_ns = round((batch.fold_s + batch.commit_s) * 1e9)
             tracing.folded(batch.traces, batch.began_ns, batch.began_ns + spent_ns, records=batch.records)
 
+    def published(self, runs: int, waiting: int) -> None:
+        """Note run summaries that the brokers have."""
+        self._metrics.add("icecore_summaries_total", runs)
+        self._metrics.put("icecore_summaries_pending", waiting)
+
 
 async def render(context: Context, rebuild: Job) -> bytes:
     """Everything, as it is now."""

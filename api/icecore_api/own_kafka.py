@@ -47,6 +47,7 @@ async def _make_topics(settings: KafkaSettings) -> None:
     else:
         if found:
             raise kafka_topics.refuse(found)
+    await kafka_topics.create_derived(settings)
 
 
 async def _keep(cluster: Cluster, say: Callable[[str], None]) -> None:

@@ -45,11 +45,12 @@ def create(log: str, allow_single_replica: bool, as_json: bool) -> int:
     from icecore_ingest.logs import kafka_topics
 
     settings = _settings(log, single=allow_single_replica)
-    made = asyncio.run(kafka_topics.create(settings))
+    made = asyncio.run(kafka_topics.create(settings)) + asyncio.run(kafka_topics.create_derived(settings))
+    names = [*settings.topics.values(), settings.summaries_topic]
     if as_json:
-        print_json({"log": str(settings), "created": made, "topics": list(settings.topics.values())})
+        print_json({"log": str(settings), "created": made, "topics": names})
     else:
-        for topic in settings.topics.values():
+        for topic in names:
             click.echo(f"{'created' if topic in made else 'there already:'} {topic}")
         click.echo(f"next: icecore up --log '{settings}'")
     return 0

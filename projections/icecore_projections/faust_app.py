@@ -188,7 +188,12 @@ class FoldingApp(faust.App):
 
 @contextlib.asynccontextmanager
 async def feeding(
-    brokers: Brokers, group: str, log: EventLog, folded: Callable[[], Token], say: Callable[[str], None]
+    brokers: Brokers,
+    group: str,
+    log: EventLog,
+    folded: Callable[[], Token],
+    say: Callable[[str], None],
+    join: Callable[[FoldingApp], None] = lambda _: None,
 ) -> AsyncIterator[Feed]:
     """A feed that Faust fills in this event loop, for as long as the block lasts.
 
@@ -200,9 +205,17 @@ async def feeding(
         log: the same log, for what is not delivered in its turn.
         folded: the next offset of every partition, as the store has committed it.
         say: told a sentence when Faust had to be started again.
+        join: adds agents to every application that is made.
     """
     feed = Feed(log)
-    keeping = asyncio.create_task(_keep(brokers, group, feed, folded, say))
+
+    def made() -> FoldingApp:
+        app = FoldingApp(brokers, group)
+        app.attach(feed, folded)
+        join(app)
+        return app
+
+    keeping = asyncio.create_task(_keep(made, say))
     try:
         yield feed
     finally:
@@ -210,12 +223,9 @@ async def feeding(
         await asyncio.gather(keeping, return_exceptions=True)
 
 
-async def _keep(
-    brokers: Brokers, group: str, feed: Feed, folded: Callable[[], Token], say: Callable[[str], None]
-) -> None:
+async def _keep(made: Callable[[], FoldingApp], say: Callable[[str], None]) -> None:
     for wait in chain(RESTARTS_S, repeat(RESTARTS_S[-1])):
-        app = FoldingApp(brokers, group)
-        app.attach(feed, folded)
+        app = made()
         why = "it ended"
         try:
             await app.start()

@@ -186,6 +186,11 @@ class KafkaSettings:
         """The topic of each stream."""
         return {stream: f"{self.prefix}.{stream}" for stream in (LEDGER, METRICS)}
 
+    @property
+    def summaries_topic(self) -> str:
+        """The topic that the store publishes run summaries to; no part of the log."""
+        return f"{self.prefix}.run-summaries"
+
     def __str__(self) -> str:
         options = [
             f"{f.name}={quote(str(_plain(getattr(self, f.name))))}"

@@ -86,6 +86,34 @@ async def create(settings: KafkaSettings) -> list[str]:
         return sorted(wanted.values())
 
 
+async def create_derived(settings: KafkaSettings) -> list[str]:
+    """Make the topic of run summaries, where it is missing; nothing depends on it.
+
+    Returns:
+        Its name, if it was made.
+
+    Raises:
+        LogAway, LogDenied, LogError: as `create`.
+    """
+    topic = settings.summaries_topic
+    configs = {
+        "cleanup.policy": "compact",
+        "min.insync.replicas": str(settings.replicas_in_sync),
+        "message.timestamp.type": "CreateTime",
+    }
+    async with _administering(settings) as admin:
+        if topic in await admin.list_topics():
+            return []
+        new = NewTopic(topic, settings.partitions, settings.replicas, topic_configs=configs)
+        answer: Any = await admin.create_topics([new])
+    for _, code, *said in answer.topic_errors:
+        if code == kafka.TopicAlreadyExistsError.errno:
+            return []
+        if code:
+            raise _not_made(topic, kafka.for_code(code), said[0] if said else "", settings)
+    return [topic]
+
+
 async def check(settings: KafkaSettings) -> list[Drift]:
     """What differs from what each topic must be; nothing where all is well.
 
