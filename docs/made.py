@@ -179,7 +179,8 @@ def settings_page() -> str:
         "## A log on Kafka\n\nNamed by `kafka://HOST:PORT,HOST:PORT?option=value&…` (`--log`, `ICECORE_LOG`). "
         "A URL holds no password: who we are comes from the environment."
     )
-    parts = ["# Settings", MADE, "\n".join(rows), kafka, "\n".join(options), "\n".join(secrets)]
+    seen = "What servers say and trace has settings of its own: [observability.md](observability.md#logs)."
+    parts = ["# Settings", MADE, "\n".join(rows), seen, kafka, "\n".join(options), "\n".join(secrets)]
     return "\n\n".join(parts) + "\n"
 
 

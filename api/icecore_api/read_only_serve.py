@@ -22,10 +22,12 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from icecore import journal
 from icecore.codec import encode_event
 from icecore.errors import IcecoreError, SettingsError
 from icecore.events import Event, KeyCreated, LoginOffered, UserCreated, now_ms
 from icecore.http import forget_position
+from icecore.journal import say
 from icecore.lifeline import end_with_parent
 from icecore.limits import most
 from icecore.log import Record
@@ -35,7 +37,7 @@ from icecore_api.app import create_app
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.read_only import ReadOnlyLog, ReadOnlyOperations, ReadOnlyStore, as_of, open_store, refusal
 from icecore_api.replaying import read_note
-from icecore_api.serve import processes, say
+from icecore_api.serve import processes
 from icecore_api.supervise import LOGIN_LINK_MS, Child, FirstWords, Lock, Plan, Supervisor, bind, log_of, prepare
 from icecore_ingest.gateway import EVENTS_PATH
 from icecore_ingest.identities import OWNER, Identities, system_records
@@ -238,10 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hosts = frozenset(name.lower() for name in given.public_host)
     after = float(os.environ.get("ICECORE_CRASHED_AFTER", CRASHED_AFTER_S))
     try:
+        journal.begin("store")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(given.data, listener, hosts, after))
     except IcecoreError as error:
-        say("cannot start", **error.body()["error"])
+        say("cannot start", "error", **error.body()["error"])
         return 2
 
 

@@ -18,7 +18,7 @@ import uvloop
 
 from icecore import journal, tracing
 from icecore.errors import IcecoreError
-from icecore.journal import say as say  # noqa: PLC0414 - for the read-only process too
+from icecore.journal import say
 from icecore.lifeline import end_with_parent
 from icecore_api.app import create_app
 from icecore_api.context import CRASHED_AFTER_S, Context

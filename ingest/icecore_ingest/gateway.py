@@ -64,6 +64,8 @@ class GatewaySettings:
     """A client that has begun a request and sends nothing for so long loses its connection."""
     ready_within_s: float = 1.0
     """How long /readyz waits for the store."""
+    metrics_within_s: float = 3.0
+    """How long /metrics waits for the store's: it may wait a second for the log itself."""
 
 
 class Gateway:
@@ -240,7 +242,7 @@ class Gateway:
         trouble = self._log.trouble.partition(":")[0]
         for state in LOG_TROUBLES:
             self.metrics.put("icecore_log_trouble", float(state == trouble), state)
-        of_store = await self._proxy.metrics(self._settings.ready_within_s)
+        of_store = await self._proxy.metrics(self._settings.metrics_within_s)
         self.metrics.put("icecore_store_up", float(bool(of_store)))
         shown = of_store if self._proxy.beside else b""  # in a cluster it is scraped itself
         await answer(send, 200, self.metrics.render() + shown, content_type=TEXT)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from icecore import tracing
 from icecore.errors import IcecoreError, SettingsError
-from icecore.journal import places, request_id, say
+from icecore.journal import Level, heard, places, request_id, say
 from icecore_ingest.answers import App, Message, Receive, Scope, Send, answer_error
 
 HEADER: Final = b"x-request-id"
@@ -66,8 +65,12 @@ class Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own = chosen_id(scope["headers"])
-        scope["headers"] = [*((name, value) for name, value in scope["headers"] if name != HEADER), (HEADER, own)]
+        headers = scope["headers"]
+        given = [value for name, value in headers if name == HEADER]
+        own = chosen_id(given)
+        if given:
+            headers = [pair for pair in headers if pair[0] != HEADER]
+        scope["headers"] = [*headers, (HEADER, own)]
         token = request_id.set(own.decode())
         try:
             if tracing.on():
@@ -118,19 +121,14 @@ class Requests:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         """Say what was slow or failed; the query is left out, it may name things that are nobody's business."""
-        slow = seconds > self._watched.slow_s
-        facts: dict[str, Any] = {
-            "method": scope["method"],
-            "path": scope["path"],
-            "status": status,
-            "seconds": round(seconds, 4),
-        }
-        if slow:
-            say("slow request", "warning", **facts)
+        level: Level = "debug"
+        what = "request"
+        if seconds > self._watched.slow_s:
+            level, what = "warning", "slow request"
         elif status >= 500:
-            say("failed request", "warning", **facts)
-        else:
-            say("request", "debug", **facts)
+            level, what = "warning", "failed request"
+        if heard(level):
+            say(what, level, method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4))
 
     def _fault(self, error: Exception, scope: Scope, own: bytes) -> InternalError:
         self._watched.failed()
@@ -158,9 +156,8 @@ def internal_error(own: str) -> InternalError:
     )
 
 
-def chosen_id(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """The id a request came with, if it may stand in a log and a header; else a new one."""
-    for name, value in headers:
-        if name == HEADER and _GOOD.fullmatch(value):
-            return value
-    return secrets.token_hex(8).encode()
+def chosen_id(given: Sequence[bytes]) -> bytes:
+    """The id a request came with, if it is one that may stand in a log and a header; else a new one."""
+    if len(given) == 1 and _GOOD.fullmatch(given[0]):
+        return given[0]
+    return os.urandom(8).hex().encode()

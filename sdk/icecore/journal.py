@@ -78,6 +78,11 @@ def begin(process: str, environ: Mapping[str, str] | None = None) -> None:
     root.setLevel(min(_journal.least, logging.WARNING))
 
 
+def heard(level: Level) -> bool:
+    """Whether what is said at a level is written: for callers to whom the facts cost something."""
+    return LEVELS[level] >= _journal.least
+
+
 def say(what: str, level: Level = "info", /, **facts: Any) -> None:
     """Say one thing; never raises, whatever the facts are or stderr has become.
 
@@ -86,7 +91,7 @@ def say(what: str, level: Level = "info", /, **facts: Any) -> None:
         level: how much it matters.
         facts: what may be shown: no secrets, no payloads.
     """
-    if LEVELS[level] < _journal.least:
+    if not heard(level):
         return
     line: dict[str, Any] = {
         "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
