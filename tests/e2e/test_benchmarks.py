@@ -6,6 +6,8 @@ import importlib
 
 import pytest
 
+from brokers import need_kafka
+
 
 @pytest.mark.parametrize("module", ["start", "client", "ingest", "queries", "runs", "store"])
 def test_a_benchmark_runs_at_tiny_size(module: str) -> None:
@@ -14,6 +16,28 @@ def test_a_benchmark_runs_at_tiny_size(module: str) -> None:
 
     assert results
     assert all(result.value > 0 and result.name and result.unit for result in results)
+
+
+def test_the_way_through_kafka_is_measured() -> None:
+    """The same ingest runs through a real broker and Faust."""
+    need_kafka()
+    from benchmarks import kafka
+
+    results = kafka.run(0.001)
+
+    assert len(results) == 4
+    assert all(result.value > 0 for result in results)
+
+
+def test_growth_is_measured_size_by_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """One column for each size asked for."""
+    from benchmarks import growth
+
+    assert growth.main(["--points", "0.05", "0.1", "--runs", "100"]) == 0
+    said = capsys.readouterr().out
+
+    assert "0.05 M points" in said
+    assert "100 runs" in said
 
 
 def test_peers_are_compared_by_the_same_work() -> None:
