@@ -32,7 +32,7 @@ ROUNDS = int(_SOAK or "25")
 CLUSTER_ROUNDS = int(_SOAK or "20")
 """Of each fault of a cluster, whose processes take their time to come back."""
 _SEED = os.environ.get("ICECORE_TEST_SEED", "")
-ACKNOWLEDGED_S = 120.0
+ACKNOWLEDGED_S = 180.0
 """An event that is not acknowledged by then never will be."""
 
 

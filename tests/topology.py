@@ -36,6 +36,8 @@ from wrong_clock import WrongClock
 HANGS_S = 120.0
 """Whatever has not come by then never will."""
 PARTITIONS = 4
+BROKER_SESSION_S = 6.0
+"""After so long without a heartbeat a broker leads nothing."""
 DISK_MB = 2048
 _PORTS = range(12_000, 20_000)  # below those given to outgoing connections: a part comes back on its own port
 
@@ -200,9 +202,8 @@ class Topology:
             nodes=3,
             settings={
                 "controller.quorum.voters": voters,
-                "broker.session.timeout.ms": "3000",
-                "broker.heartbeat.interval.ms": "500",
-                "replica.lag.time.max.ms": "3000",
+                "broker.session.timeout.ms": str(int(BROKER_SESSION_S * 1000)),
+                "broker.heartbeat.interval.ms": "1500",  # also how long a heartbeat may take on a busy machine
                 "group.min.session.timeout.ms": "1000",
                 "offsets.topic.num.partitions": "1",
             },

@@ -9,7 +9,7 @@ import pytest
 
 from drills import drill
 from lines import CUTS, ELSE
-from topology import Topology
+from topology import BROKER_SESSION_S, Topology
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(100_000)]
 
@@ -32,7 +32,7 @@ def test_a_cut_line_loses_nothing(topology: Topology, between: str) -> None:
             how = chance.choice(CUTS)
             for one, other in chance.sample(pairs, chance.randint(1, len(pairs))):
                 topology.lines.cut(one, other, how)
-            time.sleep(chance.choice([0.1, 0.5, 1.0, 4.0]))
+            time.sleep(chance.choice([0.1, 0.2, 0.5, 1.0, 4.0]))
             topology.lines.heal()
             work.settle()
 
@@ -46,7 +46,7 @@ def test_a_broker_cut_from_the_others_takes_nothing_alone(topology: Topology) ->
             how = chance.choice(CUTS)
             for other in others:
                 topology.lines.cut(victim, other, how)
-            time.sleep(chance.choice([0.5, 4.0]))
+            time.sleep(chance.choice([0.5, 1.0, BROKER_SESSION_S + 1.0]))
             topology.lines.heal()
             work.settle()
 

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from drills import drill
 from faults_harness import until
-from topology import HANGS_S, Topology
+from topology import BROKER_SESSION_S, HANGS_S, Topology
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(100_000)]
 
@@ -79,7 +79,7 @@ def test_a_paused_broker_loses_nothing(topology: Topology) -> None:
             victims = chance.sample(topology.brokers.brokers, chance.choice([1, 1, 2, 3]))
             for victim in victims:
                 victim.pause()
-            time.sleep(chance.choice([0.2, 1.0, 4.0]))
+            time.sleep(chance.choice([0.2, 0.5, 1.0, BROKER_SESSION_S + 1.0]))
             if len(victims) == 1 and chance.random() < 0.5:
                 work.settle()
             for victim in victims:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from drills import drill
-from faults_harness import until
-from icecore_api.broker import Broker
+from faults_harness import get, until
 from topology import HANGS_S, Disk, Topology
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(100_000)]
@@ -31,17 +30,18 @@ def test_a_broker_with_a_full_disk_loses_nothing(topology: Topology) -> None:
     with drill(topology, "full disk of a broker") as work:
         for chance in work.rounds():
             disk.fill()
-            time.sleep(chance.uniform(0.2, 2.0))
+            until(lambda: not victim.running, "Kafka to end a broker that cannot write", HANGS_S)
+            time.sleep(chance.uniform(0.0, 1.0))
             work.settle()
             disk.empty()
-            revive(victim)
+            victim.start()
+            until(victim.listens, "the broker to be back", HANGS_S)
 
 
-def revive(broker: Broker) -> None:
-    """Start it again if it has ended."""
-    broker.kill()
-    broker.start()
-    until(broker.listens, "the broker to be back", HANGS_S)
+def folding(topology: Topology) -> bool:
+    """Whether the store says that it folds."""
+    answer = get(topology, "status")
+    return bool(answer.status == 200 and answer.json()["folding"]["state"] == "running")
 
 
 def test_a_store_with_a_full_disk_loses_nothing(topology: Topology) -> None:
@@ -50,6 +50,7 @@ def test_a_store_with_a_full_disk_loses_nothing(topology: Topology) -> None:
     with drill(topology, "full disk of the store") as work:
         for chance in work.rounds():
             disk.fill()
+            until(lambda: not folding(topology), "the store to say that it cannot write", HANGS_S)
             before = work.acknowledged
             until(lambda before=before: work.acknowledged > before + 10, "events to be taken all the same", HANGS_S)
             time.sleep(chance.uniform(0.0, 2.0))
