@@ -119,7 +119,7 @@ SETTINGS: Final = (
         "entity",
         "",
         _text,
-        "the user or team that owns the run; else the user the key was saved for (`icecore login`), else the one at this machine",
+        "the user or team that owns the run; else the one of `icecore login`, else the one at this machine",
     ),
     Setting("ICECORE_PROJECT", "project", PROJECT_DEFAULT, _text, "project, or entity/project"),
     Setting("ICECORE_RUN_ID", "run_id", "", _text, "the run's id; else 8 random letters and digits"),
