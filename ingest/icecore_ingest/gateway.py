@@ -198,7 +198,8 @@ class Gateway:
                 positions = await self._log.append(stream, records)
         except LogError as error:
             self._log_trouble = (error.message, time.monotonic())
-            error.facts.setdefault("retry_after", _RETRY_AFTER_S.get(type(error), 1))
+            if error.status == 503:
+                error.facts.setdefault("retry_after", _RETRY_AFTER_S.get(type(error), 1))
             raise
         self.metrics.observe("icecore_append_seconds", time.perf_counter() - began, stream)
         self.metrics.add("icecore_events_total", len(records), stream)
