@@ -28,7 +28,7 @@ from icecore_api.supervise import Lock, prepare, remember_log
 from icecore_ingest.identities import Identities, found_owner
 from icecore_ingest.logs.opening import open_log
 from icecore_ingest.metric_defs import Metrics
-from icecore_ingest.serving import DRAIN_S, Server, listen, quiet_uvicorn
+from icecore_ingest.serving import DRAIN_S, Server, collect_seldom, listen, quiet_uvicorn
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener = listen(given.host, given.port) if given.host else None
         log = _hold(given.data, given.log, given.url, listener) if given.alone else given.log
         settings = Settings(given.data, log, given.url, listener, after, given.alone)
+        collect_seldom()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))
     except IcecoreError as error:

@@ -22,7 +22,7 @@ from icecore.lifeline import end_with_parent
 from icecore_ingest.gateway import Gateway, GatewaySettings, create_app
 from icecore_ingest.identities import Identities
 from icecore_ingest.logs.opening import open_log
-from icecore_ingest.serving import BACKLOG, DRAIN_S, Server, listen, quiet_uvicorn
+from icecore_ingest.serving import BACKLOG, DRAIN_S, Server, collect_seldom, listen, quiet_uvicorn
 
 HEAD_BYTES: Final = 64 * 1024
 """The longest request line and headers together."""
@@ -248,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             end_with_parent()
         listener.setblocking(False)  # noqa: FBT003 - the library's signature
         (given.data / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
+        collect_seldom()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(serve(Places(given.data, given.log, given.store), listener, settings))
     except IcecoreError as error:
