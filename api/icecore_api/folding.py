@@ -8,7 +8,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -138,7 +138,7 @@ class Folding:
             await self._fold()
 
     @contextlib.asynccontextmanager
-    async def _source(self, log: EventLog) -> Any:
+    async def _source(self, log: EventLog) -> AsyncIterator[EventLog]:
         """What the runner reads: the log itself, or what Faust delivers of it."""
         if not is_kafka(self._where):
             yield log

@@ -83,7 +83,7 @@ async def _put_lag(context: Context, metrics: Metrics) -> None:
             folded = context.store.token()
             end = await context.log.end()
             behind = {place: n - folded.next_offset(place) for place, n in end.as_dict().items()}
-            ages = dict.fromkeys(STREAMS, 0.0)
+            ages: dict[str, float] = dict.fromkeys(STREAMS, 0.0)
             late = [place for place, n in behind.items() if n > 0]
             found = await asyncio.gather(*(_age_s(context, place, folded) for place in late))
     except (LogError, TimeoutError):

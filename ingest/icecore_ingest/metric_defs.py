@@ -124,7 +124,9 @@ class Metrics:
     """
 
     def __init__(self, process: Process = "gateway") -> None:
-        self._shown = {name: found for name, found in METRICS.items() if found.process == process}
+        self._shown: dict[MetricName, Definition] = {
+            name: found for name, found in METRICS.items() if found.process == process
+        }
         self._values: defaultdict[MetricName, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._seen: defaultdict[tuple[MetricName, str], list[int]] = defaultdict(list)
 
