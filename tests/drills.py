@@ -38,7 +38,7 @@ from icecore.position import Token
 from topology import Topology, facts
 
 WRITERS = 3
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 _REPORT = os.environ.get("FAULTS_REPORT", "")
 """A file that gets one line of JSON for each drill: its figures."""
 

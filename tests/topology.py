@@ -35,6 +35,8 @@ from wrong_clock import WrongClock
 
 HANGS_S = 120.0
 """Whatever has not come by then never will."""
+CHECKS_S = 1200.0
+"""A command may read all that a long soak has written."""
 PARTITIONS = 4
 BROKER_SESSION_S = 6.0
 """After so long without a heartbeat a broker leads nothing."""
@@ -246,7 +248,7 @@ class Topology:
         """Run `icecore ARGUMENTS` against the first gateway."""
         words = [sys.executable, "-m", "icecore", *arguments]
         done = subprocess.run(
-            words, env=self.env(), cwd=self.folder, capture_output=True, text=True, timeout=HANGS_S, check=False
+            words, env=self.env(), cwd=self.folder, capture_output=True, text=True, timeout=CHECKS_S, check=False
         )
         if check and done.returncode:
             raise AssertionError(f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
