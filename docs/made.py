@@ -79,13 +79,14 @@ events again, so count each (`producer`, `seq`) of a topic once. Records of unkn
 ```python
 {FOLLOW}```
 
-**Run summaries.** The latest of every run, published by the store a second or two after it was folded, at least once:
-`run`, `name`, `group`, `job_type`, `tags`, `user`, `state` (running, finished, failed or killed), `exit_code`,
-`created_ts`, `started_ts`, `finished_ts`, `heard_ts` (when anything last came; all in ms since 1970 UTC), `config`,
-`summary` by dotted key, and `positions`: the token at which this was so. A running run that was not heard of for long
-has crashed. Of a run whose JSON would be over 900,000 bytes `config`, then `summary` is left out, and named in
-`left_out`. A restored run has a value again. `icecore topics create` makes the topic; without it nothing is published.
-If you deleted and made it again, remove `DATA/run/summaries.json` and restart the store: all runs are published anew.
+**Run summaries.** The latest of every run, published by the store a second or two after it was folded (some seconds
+where thousands of runs change), at least once: `run`, `name`, `group`, `job_type`, `tags`, `user`, `state` (running,
+finished, failed or killed), `exit_code`, `created_ts`, `started_ts`, `finished_ts`, `heard_ts` (when anything last
+came; all in ms since 1970 UTC), `config`, `summary` by dotted key, and `positions`: the token at which this was so. A
+running run that was not heard of for long has crashed. Of a run whose JSON would be over 900,000 bytes `config`, then
+`summary` is left out, and named in `left_out`. A restored run has a value again. `icecore topics create` makes the
+topic; without it nothing is published. If you deleted and made it again, remove `DATA/run/summaries.json` and restart
+the store: all runs are published anew.
 
 ```python
 {LATEST}```"""
