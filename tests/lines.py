@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -55,6 +58,8 @@ class Lines:
     def __init__(self, owners: Callable[[], Mapping[str, int]]) -> None:
         self._owners = owners
         self._weather: dict[tuple[str, str], Weather] = {}
+        self.seen: Counter[tuple[str, str]] = Counter()
+        """How many connections each process has opened to each other one."""
         self._open: dict[asyncio.StreamWriter, tuple[str, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -142,6 +147,7 @@ class Lines:
         port = writer.get_extra_info("peername")[1]
         source = await asyncio.to_thread(whose, port, self._owners())
         weather = self._between(source, line.to)
+        self.seen[source, line.to] += 1
         self._open[writer] = (source, line.to)
         if weather.cut == "reset":
             return
@@ -183,8 +189,27 @@ async def _until_cancelled(server: asyncio.Server) -> None:
 
 def whose(port: int, owners: Mapping[str, int]) -> str:
     """The name of the process that has this local port, or `ELSE`."""
+    if not _TABLES[0].exists():
+        return _whose_elsewhere(port, owners)
+    end = f":{port:04X}"
+    rows = [line.split() for table in _TABLES for line in table.read_text("ascii").splitlines()[1:]]
+    links = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(end)}
+    for name, pid in owners.items():
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(descriptor.path) in links:  # noqa: PTH115 - thousands a second
+                        return name
+    return ELSE
+
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+"""Linux's connections (Java's are in the second one): asking psutil is five times the work, for each connection."""
+
+
+def _whose_elsewhere(port: int, owners: Mapping[str, int]) -> str:
     for name, pid in owners.items():
         with contextlib.suppress(psutil.Error):
-            if any(c.laddr and c.laddr.port == port for c in psutil.Process(pid).net_connections("tcp4")):
+            if any(c.laddr and c.laddr.port == port for c in psutil.Process(pid).net_connections("tcp")):
                 return name
     return ELSE

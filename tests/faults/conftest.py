@@ -10,6 +10,16 @@ from brokers import need_kafka
 from topology import Topology
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the drills of one kind each to `make soak`: every round of the others does all kinds."""
+    if config.option.markexpr or "::" in " ".join(config.args):
+        return
+    later = [item for item in items if item.get_closest_marker("soak")]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
+
+
 @pytest.fixture(scope="session")
 def _topology(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Topology]:
     need_kafka()

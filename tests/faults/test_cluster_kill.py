@@ -16,6 +16,7 @@ from topology import HANGS_S, PARTITIONS, Topology
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(100_000)]
 
 
+@pytest.mark.soak
 def test_a_killed_gateway_loses_nothing(topology: Topology) -> None:
     """Kill -9 of either gateway at random moments: the other goes on, and each event is there once."""
     with drill(topology, "kill gateway") as work:
@@ -28,6 +29,7 @@ def test_a_killed_gateway_loses_nothing(topology: Topology) -> None:
             work.settle()
 
 
+@pytest.mark.soak
 def test_a_killed_store_loses_nothing(topology: Topology) -> None:
     """Kill -9 of the store, which is the Faust worker: it goes on where its file says, and folds each event once."""
     with drill(topology, "kill store") as work:
@@ -43,27 +45,22 @@ def test_a_killed_store_loses_nothing(topology: Topology) -> None:
             work.settle()
 
 
+@pytest.mark.soak
 def test_a_killed_broker_loses_nothing(topology: Topology) -> None:
-    """Kill -9 of one broker of three: without it everything goes on, and it comes back."""
+    """Kill -9 of one broker of three, mostly of one that leads the ledger or metrics: without it everything goes on."""
     with drill(topology, "kill broker") as work:
         for chance in work.rounds():
-            victim = chance.choice(topology.brokers.brokers)
-            time.sleep(chance.uniform(0.0, 0.3))
+            victim = one_broker(topology, chance)
             victim.kill()
             work.settle()
             victim.start()
             until(victim.listens, "the broker to be back", HANGS_S)
 
 
-def test_a_killed_leader_loses_nothing(topology: Topology) -> None:
-    """Kill -9 of the broker that leads the ledger, or a partition of the metrics: another leads, nothing is lost."""
-    with drill(topology, "kill leader") as work:
-        for number, chance in enumerate(work.rounds()):
-            victim = leader(topology, chance, "ledger" if number % 2 else "metrics")
-            victim.kill()
-            work.settle()
-            victim.start()
-            until(victim.listens, "the broker to be back", HANGS_S)
+def one_broker(topology: Topology, chance: random.Random) -> Broker:
+    """The leader of the ledger, of some partition of the metrics, or any broker."""
+    which = chance.choice(["ledger", "metrics", "any"])
+    return chance.choice(topology.brokers.brokers) if which == "any" else leader(topology, chance, which)
 
 
 def leader(topology: Topology, chance: random.Random, stream: str) -> Broker:
@@ -80,6 +77,25 @@ def leader(topology: Topology, chance: random.Random, stream: str) -> Broker:
 
     until(known, f"a leader of {stream}-{partition}", HANGS_S)
     return found[0]
+
+
+def test_killed_processes_of_every_kind_lose_nothing(topology: Topology) -> None:
+    """Kill -9 of a broker that leads, of a gateway and of the store in each round; they come back as they can."""
+    with drill(topology, "kill each kind") as work:
+        for chance in work.rounds():
+            broker, gateway = one_broker(topology, chance), chance.choice(topology.gateways)
+            broker.kill()
+            gateway.kill()
+            gateway.start()
+            work.settle()  # without that broker, by the other gateway
+            time.sleep(chance.uniform(0.0, 0.3))
+            topology.store.kill()
+            broker.start()
+            topology.store.start()
+            for part in topology.parts:
+                part.wait_ready()
+            until(broker.listens, "the broker to be back", HANGS_S)
+            work.settle()
 
 
 def test_all_brokers_killed_lose_nothing(topology: Topology) -> None:

@@ -23,6 +23,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("between", PAIRS)
 def test_a_cut_line_loses_nothing(topology: Topology, between: str) -> None:
     """One line or more between two kinds of processes is cut (silent, deaf, mute or reset), and heals."""
@@ -35,6 +36,21 @@ def test_a_cut_line_loses_nothing(topology: Topology, between: str) -> None:
             time.sleep(chance.choice([0.1, 0.2, 0.5, 1.0, 4.0]))
             topology.lines.heal()
             work.settle()
+
+
+def test_cut_lines_of_every_kind_lose_nothing(topology: Topology) -> None:
+    """In each round a line between two of each kind is cut, each in its own way, and all heal."""
+    with drill(topology, "cut each kind") as work:
+        for chance in work.rounds():
+            for pairs in PAIRS.values():
+                one, other = chance.choice(pairs)
+                topology.lines.cut(one, other, chance.choice(CUTS))
+                time.sleep(chance.uniform(0.0, 0.3))
+            time.sleep(chance.choice([0.1, 0.5, 2.0]))
+            topology.lines.heal()
+            work.settle()
+    seen = topology.lines.seen
+    assert [pair for pairs in PAIRS.values() for pair in pairs if not seen[pair] and not seen[pair[::-1]]] == []
 
 
 def test_a_broker_cut_from_the_others_takes_nothing_alone(topology: Topology) -> None:

@@ -18,6 +18,7 @@ from topology import BROKER_SESSION_S, HANGS_S, Topology
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(100_000)]
 
 
+@pytest.mark.soak
 def test_a_paused_gateway_doubles_nothing(topology: Topology) -> None:
     """A gateway paused for longer than its clients wait: they go to the other, and what it held arrives late, once."""
     with drill(topology, "pause gateway") as work:
@@ -57,6 +58,7 @@ def second_store(topology: Topology) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.soak
 def test_a_store_paused_beyond_its_session_folds_once(topology: Topology) -> None:
     """A store stopped until its group has given it up goes on where its file is; nobody else could have the file."""
     with drill(topology, "pause store") as work:
@@ -72,6 +74,7 @@ def test_a_store_paused_beyond_its_session_folds_once(topology: Topology) -> Non
             work.settle()
 
 
+@pytest.mark.soak
 def test_a_paused_broker_loses_nothing(topology: Topology) -> None:
     """Brokers paused for less or for longer than their session, even all three, go on without having led meanwhile."""
     with drill(topology, "pause brokers") as work:
@@ -84,4 +87,25 @@ def test_a_paused_broker_loses_nothing(topology: Topology) -> None:
                 work.settle()
             for victim in victims:
                 victim.resume()
+            work.settle()
+
+
+def test_paused_processes_of_every_kind_lose_nothing(topology: Topology) -> None:
+    """The store is stopped beyond its session, and meanwhile a gateway and a broker for a while; each goes on, once."""
+    with drill(topology, "pause each kind") as work:
+        for number, chance in enumerate(work.rounds()):
+            until(lambda: members(topology) == 1, "the store to be in its group", HANGS_S)
+            topology.store.pause()
+            gateway, broker = chance.choice(topology.gateways), chance.choice(topology.brokers.brokers)
+            gateway.pause()
+            broker.pause()
+            time.sleep(chance.choice([0.2, 0.5, 1.0, BROKER_SESSION_S + 1.0]))
+            broker.resume()
+            until(lambda: members(topology) == 0, "the group to give the store up", HANGS_S)
+            if number % 5 == 0:
+                refused = second_store(topology)
+                assert refused.returncode == 2
+                assert "serves it" in refused.stderr
+            gateway.resume()
+            topology.store.resume()
             work.settle()

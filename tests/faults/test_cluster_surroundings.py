@@ -24,6 +24,7 @@ def own_disk(disk: Disk) -> Disk:
     return disk
 
 
+@pytest.mark.soak
 def test_a_broker_with_a_full_disk_loses_nothing(topology: Topology) -> None:
     """A broker's disk is full, by which Kafka ends it; the others go on, and with space again it comes back."""
     disk, victim = own_disk(topology.disks["broker-3"]), topology.brokers.brokers[2]
@@ -44,6 +45,7 @@ def folding(topology: Topology) -> bool:
     return bool(answer.status == 200 and answer.json()["folding"]["state"] == "running")
 
 
+@pytest.mark.soak
 def test_a_store_with_a_full_disk_loses_nothing(topology: Topology) -> None:
     """The store's disk is full: events are still taken; with space again it folds all it has missed, once."""
     disk = own_disk(topology.disks["store"])
@@ -57,6 +59,26 @@ def test_a_store_with_a_full_disk_loses_nothing(topology: Topology) -> None:
             disk.empty()
             topology.store.wait_ready()
             work.settle()
+
+
+def test_full_disks_lose_nothing(topology: Topology) -> None:
+    """A broker's disk and the store's are full at once: events are taken, and all is folded when there is space."""
+    store, disk = own_disk(topology.disks["store"]), own_disk(topology.disks["broker-3"])
+    victim = topology.brokers.brokers[2]
+    with drill(topology, "full disks") as work:
+        for _ in work.rounds():
+            store.fill()
+            disk.fill()
+            until(lambda: not victim.running, "Kafka to end a broker that cannot write", HANGS_S)
+            until(lambda: not folding(topology), "the store to say that it cannot write", HANGS_S)
+            before = work.acknowledged
+            until(lambda before=before: work.acknowledged > before + 10, "events to be taken all the same", HANGS_S)
+            disk.empty()
+            victim.start()
+            store.empty()
+            topology.store.wait_ready()
+            work.settle()
+            until(victim.listens, "the broker to be back", HANGS_S)
 
 
 JUMPS_S = (3600, -3600, 86_400 * 400, -86_400 * 400, 0.5, -0.5, 7 * 86_400, -30)
