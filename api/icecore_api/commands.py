@@ -280,7 +280,8 @@ def dead_letters(replay: bool, as_json: bool) -> int:
             click.echo("none: every record was folded")
             return 0
         rows = [
-            [f"{d['stream']}:{d['part']}:{d['off']}", d["type"], d["key"], d["reason"]] for d in found["dead_letters"]
+            [f"{d['stream']}:{d['partition']}:{d['offset']}", d["type"], d["key"], d["reason"]]
+            for d in found["dead_letters"]
         ]
         terminal().print(table(["position", "type", "key", "reason"], rows))
     return 0

@@ -24,7 +24,7 @@ from icecore_api.app import create_app
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.folding import Folding
 from icecore_api.operations import LiveOperations
-from icecore_api.supervise import Lock, prepare, remember_log
+from icecore_api.supervise import Lock, choose_log, prepare, remember_log
 from icecore_ingest.identities import Identities, found_owner
 from icecore_ingest.logs.opening import open_log
 from icecore_ingest.metric_defs import Metrics
@@ -68,6 +68,8 @@ async def serve(settings: Settings) -> int:
     metrics = Metrics("store")
     folding = Folding(data, settings.log_address, say=lambda what: say(what, "warning"), metrics=metrics)
     await folding.start()
+    if settings.alone:
+        remember_log(data, settings.log)  # now that the store has found it to be its own
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
     context = Context(
@@ -156,7 +158,7 @@ def _hold(data: Path, log: str, url: str, listener: socket.socket | None) -> str
     host, port = listener.getsockname()[:2] if listener else ("", 0)
     lock.write({"pid": os.getpid(), "url": url or f"http://{host}:{port}"})
     _held.append(lock)
-    return remember_log(data, log)
+    return choose_log(data, log)
 
 
 _held: list[Lock] = []

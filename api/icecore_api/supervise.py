@@ -71,11 +71,8 @@ def log_of(data: Path) -> str | Path:
         return data / "log"
 
 
-def remember_log(data: Path, where: str) -> str:
-    """Keep the address of a log that is not in the data folder, so that whoever works on the folder later finds it.
-
-    Returns:
-        The address to use: `where`, or without one what was remembered.
+def choose_log(data: Path, where: str) -> str:
+    """The address of a log that is not in the data folder: `where`, or without one what was remembered.
 
     Raises:
         SettingsError: the folder belongs to another log already.
@@ -87,9 +84,16 @@ def remember_log(data: Path, where: str) -> str:
             f"expected the log of {data}, {'its own' if embedded else before}, got {where}",
             hint="choose another --data; `icecore log copy` moves a log",
         )
+    return where or (before if isinstance(before, str) else "")
+
+
+def remember_log(data: Path, where: str) -> None:
+    """Keep the address of a log that is not in the data folder, so that whoever works on the folder later finds it.
+
+    Only of a log that is served: an address with a mistake in it must not bind the folder.
+    """
     if where:
         (data / "LOG").write_text(where + "\n", "utf-8")
-    return where or (before if isinstance(before, str) else "")
 
 
 def same_log(one: str, other: str) -> bool:
@@ -397,6 +401,7 @@ async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[
             starting.cancel()
             await supervisor.stop()
             raise
+        remember_log(plan.data, plan.log)
         ready(words)
         await supervisor.run()
     listener.close()
@@ -407,9 +412,9 @@ async def _log_served(plan: Plan, say: Callable[[str], None]) -> AsyncIterator[t
     """The address of the log, with a broker of our own where that is wanted; and the pids of such brokers."""
     own = plan.data / "kafka" / "cluster.json"
     if not plan.with_kafka and (plan.log or not own.exists()):
-        yield remember_log(plan.data, plan.log), tuple
+        yield choose_log(plan.data, plan.log), tuple
         return
     from icecore_api.own_kafka import own_kafka
 
     async with own_kafka(plan.data, say) as (where, pids):
-        yield remember_log(plan.data, where), pids
+        yield choose_log(plan.data, where), pids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,10 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import urllib3
 
 from faults_harness import get, until
+from icecore.log import Record
+from icecore.position import LEDGER
+from icecore.testing.appender import make_record
+from icecore_ingest.logs.opening import open_log
 from servers import Server, clean_env, running_server
 
 
@@ -170,3 +176,35 @@ def test_the_local_client_gets_a_key_for_a_new_address(tmp_path: Path) -> None:
         assert get(again, "viewer").status == 200
     finally:
         again.stop()
+
+
+def test_dead_letters_are_listed(tmp_path: Path) -> None:
+    """A record that cannot be folded is in `icecore dead-letters` by its position, and `icecore status` ends with 1."""
+
+    async def poison() -> None:
+        log = await open_log(tmp_path / "data" / "log")
+        started = msgspec.structs.replace(make_record("owner/p/r", 0, b"[]").envelope, type="run.started")
+        await log.append(LEDGER, [Record("owner/p/r", started, b"[]")])
+        await log.close()
+
+    asyncio.run(poison())
+    with running_server(tmp_path) as server:
+        until(lambda: get(server, "status").json()["dead_letters"] == 1, what="the dead letter")
+        assert "ledger:0:0  run.started" in server.cli("dead-letters").stdout
+        assert "tried 1, folded 0" in server.cli("dead-letters", "--replay").stdout
+        status = server.cli("status", check=False)
+        assert (status.returncode, status.stderr) == (
+            1,
+            "wrong: 1 records could not be folded; next: icecore dead-letters\n",
+        )
+
+
+def test_a_log_with_a_mistake_in_it_does_not_bind_the_folder(tmp_path: Path) -> None:
+    """After an address that no log was found at, the folder still takes another log."""
+    up = (sys.executable, "-m", "icecore", "up", "--data", str(tmp_path / "data"), "--port", "0")
+    for log in ("kafka://127.0.0.1:1?prefix=misspelt", "kafka://127.0.0.1:1?partitions=none"):
+        command = [*up, "--log", log]
+        done = subprocess.run(command, env=clean_env(tmp_path / "c"), capture_output=True, timeout=60, check=False)
+        assert done.returncode != 0
+    with running_server(tmp_path) as server:
+        assert get(server, "status").json()["log_at"] == str(tmp_path / "data" / "log")

@@ -189,6 +189,22 @@ def test_json_is_one_document(icecore: Any, words: list[str]) -> None:
     assert isinstance(json.loads(done.stdout), dict)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"log_trouble": "log_away: nobody answers"}, "wrong: the log: log_away: nobody answers"),
+        ({"folding": {"state": "halted", "reason": "poison"}}, "wrong: folding is halted: poison"),
+        ({"dead_letters": 4}, "wrong: 4 records could not be folded; next: icecore dead-letters"),
+    ],
+)
+def test_status_says_what_is_wrong(icecore: Any, said: AnsweringServer, wrong: dict[str, Any], text: str) -> None:
+    """Status names what a person should look at, and ends with 1; as JSON the answer alone says it."""
+    well = said.answers["GET status"](Asked("GET", "status", {}, {}, None)).body
+    said.answers["GET status"] = lambda _: Reply({**well, **wrong})
+    assert text in icecore("status", code=1).stderr
+    assert json.loads(icecore("status", "--json").stdout)["dead_letters"] == wrong.get("dead_letters", 0)
+
+
 def test_runs_in_a_pipe_are_a_plain_table(icecore: Any) -> None:
     """Without a terminal: a table without colours or charts, and without what would steer a terminal."""
     out = icecore("runs", "e/p").stdout

@@ -23,6 +23,7 @@ CLIENT_COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 SERVER_COMMANDS: Final[dict[str, str]] = {
     "up": "Serve a data folder until Ctrl-C.",
+    "serve": "Run one part of a cluster: a gateway, or the store.",
     "demo": "Start a server, train real models, look at them.",
     "rebuild": "Fold the log anew and compare or switch.",
     "fsck": "Check every record, offset and table.",

@@ -49,21 +49,36 @@ def login(url: str | None, key: str | None, as_json: bool) -> None:
 @click.option("--digest", is_flag=True, help="Also the digest over all tables, at the position folded.")
 @json_option
 def status(digest: bool, as_json: bool) -> int:
-    """Say how the server is: its processes, its log, how far it is folded. Exit code 1 where something is wrong."""
+    """Say how the server is: its processes, its log, how far it is folded.
+
+    Exit code 1 where something is wrong; with --json 0, because the answer says it.
+    """
     settings = Settings.load()
     client = JsonClient(settings.url, settings.key)
     found: dict[str, Any] = client.ask("GET", "status", query={"digest": 1 if digest else None})
-    wrong = [name for name in ("dead_letters", "rejections") if found.get(name)]
     if as_json:
         print_json({"url": settings.url, **found})
         return 0
     rows: list[list[object]] = [["server", settings.url]]
     rows += [[name, _told(value)] for name, value in found.items()]
     terminal().print(table(["what", "is"], rows))
-    if "dead_letters" in wrong:
-        click.echo("next: icecore dead-letters", err=True)
-        return 1
-    return 0
+    wrong = _wrong(found)
+    for line in wrong:
+        click.echo(line, err=True)
+    return int(bool(wrong))
+
+
+def _wrong(found: dict[str, Any]) -> list[str]:
+    """What a person should look at, a line each."""
+    lines = []
+    folding = found.get("folding") or {}
+    if trouble := found.get("log_trouble"):
+        lines.append(f"wrong: the log: {trouble}")
+    if folding.get("state") in {"waiting", "halted"}:
+        lines.append(f"wrong: folding is {folding['state']}: {folding.get('reason', '')}")
+    if count := found.get("dead_letters"):
+        lines.append(f"wrong: {count} records could not be folded; next: icecore dead-letters")
+    return lines
 
 
 def _told(value: object) -> object:
