@@ -110,7 +110,7 @@ class _Consumer(driver.Consumer):
 
 
 class _Transport(driver.Transport):
-    Consumer: ClassVar[type[driver.Consumer]] = _Consumer
+    Consumer: ClassVar[type[driver.Consumer]] = _Consumer  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class FoldingApp(faust.App):
