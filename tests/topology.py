@@ -316,9 +316,12 @@ class Disk:
         )
 
     def fill(self) -> None:
-        """Take all the space that is left."""
-        used = shutil.disk_usage(self.folder).used
-        self._resize(f"{max(used, 4096) // 1024}k")
+        """Take all the space that is left, whatever is written meanwhile."""
+        while True:
+            used = shutil.disk_usage(self.folder).used
+            words = ["mount", "-o", f"remount,size={max(used, 4096) // 1024}k", self.folder]
+            if subprocess.run(words, check=False, capture_output=True).returncode == 0:
+                return  # refused where more has been written since it was asked
 
     def empty(self) -> None:
         """Give the space back."""

@@ -61,6 +61,7 @@ def test_a_store_with_a_full_disk_loses_nothing(topology: Topology) -> None:
             work.settle()
 
 
+@pytest.mark.soak
 def test_full_disks_lose_nothing(topology: Topology) -> None:
     """A broker's disk and the store's are full at once: events are taken, and all is folded when there is space."""
     store, disk = own_disk(topology.disks["store"]), own_disk(topology.disks["broker-3"])
