@@ -37,12 +37,14 @@ FOLLOW = """\
 import asyncio, json, sys
 from aiokafka import AIOKafkaConsumer
 
+
 async def follow(servers: str, topic: str) -> None:
     async with AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
         async for record in consumer:
             envelope = json.loads(dict(record.headers)["icecore-envelope"])
             event = json.loads(record.value)
             print(record.partition, record.offset, envelope["type"], envelope["v"], event.get("run"), flush=True)
+
 
 asyncio.run(follow(*sys.argv[1:]))  # for example: localhost:9092 icecore.metrics
 """
@@ -51,11 +53,13 @@ LATEST = """\
 import asyncio, json, sys
 from aiokafka import AIOKafkaConsumer
 
+
 async def latest(servers: str, topic: str) -> None:
     async with AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
         async for record in consumer:
             run = json.loads(record.value) if record.value else {"state": "deleted", "summary": {}}
             print(record.key.decode(), run["state"], json.dumps(run["summary"]), flush=True)
+
 
 asyncio.run(latest(*sys.argv[1:]))  # for example: localhost:9092 icecore.run-summaries
 """
