@@ -248,7 +248,8 @@ def fsck(data: Path | None, as_json: bool) -> int:
         if found["digest"]:
             click.echo(f"digest {found['digest']} at {found['token']}")
         for finding in found["findings"]:
-            click.echo(f"{finding['severity']}: {finding['what']} at {finding['where']}", err=True)
+            at = f" at {finding['where']}" if finding["where"] else ""
+            click.echo(f"{finding['severity']}: {finding['what']}{at}", err=True)
             click.echo(f"    expected {finding['expected']}, found {finding['found']}", err=True)
             if finding["next"]:
                 click.echo(f"    next: {finding['next']}", err=True)

@@ -414,7 +414,24 @@ async def _log_served(plan: Plan, say: Callable[[str], None]) -> AsyncIterator[t
     if not plan.with_kafka and (plan.log or not own.exists()):
         yield choose_log(plan.data, plan.log), tuple
         return
+    if not own.exists():  # before a broker is made: it would be the folder's from then on
+        _need_no_log(plan.data)
     from icecore_api.own_kafka import own_kafka
 
+    say("starting Kafka, which takes some seconds")
     async with own_kafka(plan.data, say) as (where, pids):
         yield choose_log(plan.data, where), pids
+
+
+def _need_no_log(data: Path) -> None:
+    """Refuse a broker of its own to a folder that has a log already.
+
+    Raises:
+        SettingsError: it has one.
+    """
+    before = log_of(data)
+    if isinstance(before, str) or (before / "LOG_ID").exists():
+        raise SettingsError(
+            f"expected a data folder without a log, got {data}, whose log is {before}",
+            hint="choose another --data; `icecore log copy` moves a log",
+        )

@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from icecore import tracing
-from icecore.errors import BadRequest, IcecoreError, LogError, LogFull, LogPoisoned, NotFound, TooLarge
+from icecore.errors import BadRequest, IcecoreError, LogAway, LogError, LogFull, LogPoisoned, NotFound, TooLarge
 from icecore.events import now_ms
 from icecore.limits import most
 from icecore.log import EventLog, Record
@@ -197,7 +197,7 @@ class Gateway:
             with tracing.maybe_span("icecore.append", stream=stream, records=len(records)):
                 positions = await self._log.append(stream, records)
         except LogError as error:
-            self._log_trouble = (error.message, time.monotonic())
+            self._log_trouble = (f"{error.code}: {error.message}", time.monotonic())
             if error.status == 503:
                 error.facts.setdefault("retry_after", _RETRY_AFTER_S.get(type(error), 1))
             raise
@@ -210,7 +210,8 @@ class Gateway:
     # ------------------------------------------------------------------------------------------------ operations
 
     async def _ready(self, send: Send) -> None:
-        parts = {"log": self._log_state(), "identities": await self._identities_state()}
+        behind, silent = await self._ledger_behind()
+        parts = {"log": self._log_state() or silent, "identities": self._identities.trouble or behind}
         parts["store"] = await self._proxy.reachable(self._settings.ready_within_s)
         body = {"ready": not any(parts.values()), "parts": {name: why or "ok" for name, why in parts.items()}}
         headers = () if body["ready"] else ((b"retry-after", b"1"),)
@@ -222,17 +223,16 @@ class Gateway:
         why, when = self._log_trouble
         return why if why and time.monotonic() - when < _LOG_TROUBLE_S else ""
 
-    async def _identities_state(self) -> str:
-        if self._identities.trouble:
-            return self._identities.trouble
+    async def _ledger_behind(self) -> tuple[str, str]:
+        """What is wrong with how far the identities are, and with the log where it does not say how far it goes."""
         try:
             async with asyncio.timeout(self._settings.ready_within_s):
                 behind = (await self._log.end()).next_offset(PLACE) - self._identities.next_offset
         except LogError as error:
-            return error.message
+            return "", f"{error.code}: {error.message}"
         except TimeoutError:
-            return "the log does not say how far it goes"
-        return f"{behind} ledger records behind" if behind > 1_000 else ""
+            return "", f"{LogAway.code}: the log does not say how far it goes"
+        return (f"{behind} ledger records behind" if behind > 1_000 else ""), ""
 
     async def _metrics(self, send: Send) -> None:
         self.metrics.put("icecore_in_flight_bytes", self.flow.bytes)

@@ -159,9 +159,15 @@ def _errors(report: Report) -> int:
     return sum(finding.severity == "error" for finding in report.findings)
 
 
+def _apart(sentence: str) -> tuple[str, str]:
+    """X and Y of "expected X, got Y"."""
+    expected, _, got = sentence.removeprefix("expected ").partition(", got")
+    return expected, got.removeprefix(":").strip()
+
+
 def _of_error(what: str, error: IcecoreError) -> Finding:
     """An error's sentence is "expected X, got Y": taken apart again."""
-    expected, _, found = error.message.removeprefix("expected ").partition(", got ")
+    expected, found = _apart(error.message)
     position = ":".join(str(error.facts[name]) for name in ("stream", "partition", "offset") if name in error.facts)
     where = " in ".join(filter(None, (position, str(error.facts.get("file", "")))))
     return Finding("error", what, where, expected, found or error.message, error.hint)
@@ -186,7 +192,7 @@ async def _check_log(
         if found.place is not None:
             offset = "" if found.offset is None else f":{found.offset}"
             where = f"{found.place.stream}:{found.place.partition}{offset} in {found.file}"
-        expected, _, got = found.problem.removeprefix("expected ").partition(", got ")
+        expected, got = _apart(found.problem)
         if not got:
             expected, got = "a whole log", found.problem
         report.findings.append(Finding("error", "log", where, expected, got, _RESTORE))

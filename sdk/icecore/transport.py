@@ -56,6 +56,8 @@ class Answer:
     hint: str = ""
     pause: float | None = None
     """Seconds that the server asked to wait."""
+    code: str = ""
+    """The error's, as `icecore.errors` has them."""
 
 
 _importing: Final = threading.Lock()
@@ -188,7 +190,7 @@ class Transport:
         words = error.get("message") or f"HTTP status {status}"
         hint = str(error.get("hint", ""))
         if status in {401, 403}:
-            return Answer("unauthorised", str(words), hint)
+            return Answer("unauthorised", str(words), hint, code=str(error.get("code", "")))
         if status in _REFUSALS and error:
             return Answer("refused", str(words), hint)
         return Answer("later", str(words), hint, _retry_after(response.headers.get("Retry-After")))
@@ -387,9 +389,12 @@ class Sender:
         self.sent.trouble = answer.words
         self.unauthorised = answer.kind == "unauthorised"
         if answer.kind == "unauthorised":
+            url, words = self.transport.url, answer.words
             self.say_once(
                 "unauthorised",
-                f"{self.transport.url} does not take the key: {answer.words}. Data is kept on disk; "
+                f"{url} takes nothing: {words}. Data is kept on disk; `icecore sync` sends it to another server"
+                if answer.code == "read_only"
+                else f"{url} does not take the key: {words}. Data is kept on disk; "
                 "`icecore login` saves a key, then `icecore sync` sends it",
             )
             return (PAUSE_MOST if self.transport.has_key else PAUSE_KEY) * (0.5 + self.random() / 2)

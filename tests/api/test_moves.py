@@ -35,6 +35,7 @@ for step in range(int(sys.argv[2])):
     run.log({"loss": 1 / (step + 1)}, step=step)
 run.finish()
 """
+IMPATIENT = "import os; os.environ['ICECORE_FINISH_TIMEOUT'] = '0.5'"
 TRAIN_ON = """
 import icecore, pathlib, sys, time
 run = icecore.init(project="moves", id=sys.argv[1])
@@ -274,6 +275,10 @@ def test_an_auditors_copy(tmp_path: Path) -> None:
             code, answer, _ = asked(auditor, method, path, body, **key)
             assert (code, answer["error"]["code"], answer["error"]["as_of"]) == (403, "read_only", note["time"])
         assert asked(auditor, "POST", "api/v1/events", b"{}\n{}\n")[0] == 401
+        said = auditor.run("python", "-c", IMPATIENT + TRAIN, "now", "1").stderr
+        assert "takes nothing: expected a server that takes changes" in said
+        assert "`icecore sync`" in said
+        assert "icecore login" not in said, "the key is not what is wrong"
         token = auditor.login_url.partition("token=")[2]
         code, _, headers = asked(auditor, "POST", "api/v1/login", json.dumps({"token": token}).encode())
         assert code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from brokers import need_kafka
 from faults_harness import Writer, check, status, until
@@ -53,6 +53,22 @@ def test_a_broker_that_is_killed_comes_back_and_nothing_is_lost(own: Server) -> 
     check(own, writers)
 
 
+def test_a_broker_that_hangs_is_named_where_people_look(own: Server) -> None:
+    """While the broker does not answer, /readyz and `icecore status` say log_away; then all is well by itself."""
+    (broker,) = status(own)["brokers"]
+    os.kill(broker, signal.SIGSTOP)
+    try:
+        ready = urllib3.request("GET", f"{own.url}/readyz", retries=False, timeout=30)
+        assert (ready.status, ready.json()["parts"]["identities"]) == (503, "ok")
+        assert ready.json()["parts"]["log"].startswith("log_away: ")
+        said = own.cli("status", check=False)
+        assert said.returncode == 1
+        assert said.stderr.startswith("wrong: the log: log_away: ")
+    finally:
+        os.kill(broker, signal.SIGCONT)
+    until(lambda: own.cli("status", check=False).returncode == 0, "a server without troubles")
+
+
 def test_the_folder_is_served_with_its_broker_ever_after(own: Server) -> None:
     """Stopped and started without the flag, the folder's own broker is started again, with what it held."""
     writer = Writer(own, "t/own-kafka/again").start()
@@ -76,4 +92,10 @@ def test_a_folder_keeps_to_its_log(tmp_path: Path) -> None:
     assert "icecore log copy" in refused["said"]
     both = _up(server, "--log", "kafka://127.0.0.1:1", "--with-kafka")
     assert "expected --log or --with-kafka" in both["said"]
-    assert json.dumps("Traceback") not in refused["said"] + both["said"]
+    own_broker = _up(server, "--with-kafka")
+    assert own_broker["code"] == 2
+    assert "icecore log copy" in own_broker["said"]
+    assert not (server.data / "kafka").exists()
+    assert "Traceback" not in refused["said"] + both["said"] + own_broker["said"]
+    server.start()  # as before
+    server.stop()

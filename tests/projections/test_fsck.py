@@ -20,7 +20,7 @@ from icecore.spool import verify as verify_spools
 from icecore_ingest.logs.sqlite import SQLiteLog
 from icecore_ingest.logs.verify import verify as verify_log
 from icecore_projections import generations
-from icecore_projections.fsck import Finding, Progress, Report, fsck
+from icecore_projections.fsck import Finding, Progress, Report, _apart, fsck
 
 
 class Folder:
@@ -212,6 +212,12 @@ def test_a_lost_log_is_an_error(folder: Folder) -> None:
         db.execute("DELETE FROM records WHERE off = 4")
         db.commit()
     assert any("4" in finding.where for finding in errors(folder.check()))
+
+
+@pytest.mark.parametrize("sentence", ["expected x, got y: z", "expected x, got: y: z"])
+def test_an_error_becomes_a_finding(sentence: str) -> None:
+    """What an error expected and what it got are told apart, however it says so."""
+    assert _apart(sentence) == ("x", "y: z")
 
 
 def test_damaged_spools_are_named(folder: Folder) -> None:

@@ -52,7 +52,8 @@ def translate(error: BaseException, where: str) -> LogError:
     """The `LogError` for what aiokafka raised about `where`: a topic, a partition or the cluster."""
     if isinstance(error, LogError):
         return error
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    kind = type(error).__name__
+    said = kind if str(error) in {"", kind} else f"{kind}: {error}"
     match error:
         case kafka.NotEnoughReplicasError() | kafka.NotEnoughReplicasAfterAppendError():
             return not_replicated(where, said)
@@ -75,7 +76,7 @@ def away(where: str, said: str) -> LogAway:
     """Nobody answers, or nobody leads."""
     return LogAway(
         f"expected a broker that answers for {where}, got {said}",
-        hint="nothing else is needed: it goes on by itself when the brokers are back",
+        hint="check the brokers, their address, and ICECORE_KAFKA_SECURITY_PROTOCOL; a server goes on by itself",
         retry_after=2,
     )
 
