@@ -241,22 +241,17 @@ async def _check_store(
     progress: Callable[[Progress], None],
 ) -> None:
     progress(Progress("store", 0, 1, "stores"))
-    opened = False
+    to_fold = to_compare = False
     async with _step(report, "store", "stores") as step:
         with rebuilding.reading(folder, serving, log.log_id) as store:
             if store is None:
                 report.findings.append(_no_store(folder, end))
-                return
-            step.number = 1
-            await asyncio.to_thread(store.verify)
-            folded = store.token()
-            end = await log.end()  # asked for later: a serving store moves on meanwhile
-            if not end.covers(folded):
-                store.check(end)
-            await store.check_log(log)
-            await asyncio.to_thread(_check_tables, report, store, end)
-            opened = True
-    if not opened:
+                to_fold = report.findings[-1].severity == "note"
+            else:
+                step.number = 1
+                await _check_open_store(report, log, store)
+                to_fold = to_compare = True
+    if not to_fold:
         return
     if not next(done for done in report.checked if done.what == "log").ok:
         report.findings.append(_NOT_COMPARED)
@@ -268,8 +263,19 @@ async def _check_store(
             progress(Progress(f"rebuild: {at.stage}", at.done, at.total, "records"))
 
         rebuilt = await rebuilding.rebuild(log, folder, serving=serving, verify=True, progress=say)
-        report.findings.extend(_differences(rebuilt))
-        report.digest, report.token = rebuilt.serving.hex if rebuilt.serving else "", str(rebuilt.token)
+        if to_compare:
+            report.findings.extend(_differences(rebuilt))
+        report.digest, report.token = (rebuilt.serving or rebuilt.digest).hex, str(rebuilt.token)
+
+
+async def _check_open_store(report: Report, log: EventLog, store: Store) -> None:
+    await asyncio.to_thread(store.verify)
+    folded = store.token()
+    end = await log.end()  # asked for later: a serving store moves on meanwhile
+    if not end.covers(folded):
+        store.check(end)
+    await store.check_log(log)
+    await asyncio.to_thread(_check_tables, report, store, end)
 
 
 _NOT_COMPARED: Final = Finding(

@@ -193,7 +193,8 @@ def test_a_store_that_is_behind_is_a_note(folder: Folder) -> None:
 
 
 def test_no_store_yet_is_a_note_and_a_lost_one_an_error(folder: Folder) -> None:
-    """Before the first start there is no store; where CURRENT names one that is gone, something is wrong."""
+    """Before the first start there is no store, and the digest is the log's; a store that is gone is an error."""
+    digest = folder.check().digest
     path = generations.current(folder.store)
     assert path is not None
     path.unlink()
@@ -203,6 +204,8 @@ def test_no_store_yet_is_a_note_and_a_lost_one_an_error(folder: Folder) -> None:
     report = folder.check()
     assert report.ok
     assert any(finding.what == "store" for finding in report.findings)
+    assert report.digest == digest
+    assert generations.current(folder.store) is None
 
 
 def test_a_lost_log_is_an_error(folder: Folder) -> None:
