@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -50,6 +52,9 @@ class Store:
         self._waiting = 0
         self._waiters = threading.Lock()
         self._con = con
+        self._out: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+        """Cursors that were handed out."""
+        self._out_lock = threading.Lock()
         self._writer = con.cursor()
         self._token = _read_token(con)
         self.hot = compaction.sizes(con)
@@ -89,8 +94,22 @@ class Store:
             raise
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A connection for reads, to be used by one thread at a time and closed by the caller."""
-        return self._con.cursor()
+        """A connection for reads, to be used by one thread at a time and closed by the caller.
+
+        Raises:
+            StoreError: the file is being opened anew after a failed write, which may wait for space.
+        """
+        with self._out_lock:
+            try:
+                made = self._con.cursor()
+            except duckdb.Error as error:
+                raise StoreError(
+                    "expected an open store, got one that is opened anew after a failed write",
+                    hint="try again in a moment; `icecore status` says what it waits for",
+                    retry_after=1,
+                ) from error
+            self._out.add(made)
+            return made
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -283,16 +302,23 @@ class Store:
                 raise told(error, self.path) from error
 
     def reopen(self) -> None:
-        """Open the file anew after an error: DuckDB gives up a database on a failed write.
+        """Open the file anew after an error: what DuckDB has in memory after a failed commit is not to be trusted.
 
-        Cursors that are out fail; ask for new ones.
+        Its indexes may still hold what was rolled back, and a row replaced over that is lost. As long as any
+        connection is left, opening the file only finds the same database again, so all are closed: cursors that are
+        out fail; ask for new ones.
 
         Raises:
             StoreDamaged, StoreFull, StoreLocked, StoreError: it cannot be opened now.
         """
-        with self._lock:
-            with contextlib.suppress(duckdb.Error):
-                self._con.close()
+        with self._lock, self._out_lock:
+            for connection in (*self._out, self._writer, self._con):
+                with contextlib.suppress(duckdb.Error):
+                    connection.interrupt()
+                    connection.close()
+            self._out.clear()
+            if _is_open(self.path):
+                raise StoreError(f"expected all reads of {self.path} to end after a failed write, got one that goes on")
             try:
                 self._con = _connect(self.path, self._settings, readonly=self.readonly)
                 self._writer = self._con.cursor()
@@ -427,6 +453,13 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, log_id: str, *, readonl
             hint="the log folder and the store folder are of different places: bring back the log that belongs to "
             "this store, or move the store folder away to rebuild it from this log",
         )
+
+
+def _is_open(path: Path) -> bool:
+    """Whether this process still has the file open. Only Linux tells; elsewhere no."""
+    with contextlib.suppress(OSError):
+        return any(os.path.realpath(entry) == str(path.resolve()) for entry in Path("/proc/self/fd").iterdir())
+    return False
 
 
 def told(error: Exception, path: Path, *, opening: bool = False) -> StoreError:

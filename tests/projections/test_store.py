@@ -266,3 +266,31 @@ def test_a_flipped_bit_in_the_write_ahead_log_sets_the_store_aside(tmp_path: Pat
         else:  # DuckDB took the torn end for a kill in the middle of a write: the commit is not there, whole
             assert store.token() == Token()
             assert count(store) == 0
+
+
+def test_a_store_opened_anew_shares_nothing_with_what_failed(tmp_path: Path) -> None:
+    """After `reopen` no connection is left of the database before, whoever still held one."""
+    with contextlib.closing(Store.open(tmp_path / "s.duckdb", log_id="log")) as store:
+        reader = store.cursor()
+        reader.execute("ATTACH ':memory:' AS only_in_memory")
+        store.reopen()
+        with pytest.raises(duckdb.Error):
+            reader.execute("SELECT 1")
+        with contextlib.closing(store.cursor()) as after:
+            names = [name for (name,) in after.execute("SELECT database_name FROM duckdb_databases()").fetchall()]
+        assert "only_in_memory" not in names
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which files a process has open")
+def test_a_read_that_goes_on_keeps_the_store_from_being_opened_anew(tmp_path: Path) -> None:
+    """While somebody else in the process holds the file, `reopen` refuses, and reads meanwhile are told to wait."""
+    path = tmp_path / "s.duckdb"
+    with contextlib.closing(Store.open(path, log_id="log")) as store:
+        with path.open("rb"):
+            with pytest.raises(StoreError, match="expected all reads"):
+                store.reopen()
+            with pytest.raises(StoreError, match="opened anew"):
+                store.cursor()
+        store.reopen()
+        with contextlib.closing(store.cursor()) as after:
+            assert after.execute("SELECT count(*) FROM runs").fetchall() == [(0,)]
