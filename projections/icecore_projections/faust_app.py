@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, cast
 
 import faust
+from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from yarl import URL
@@ -113,6 +114,12 @@ class _Transport(driver.Transport):
     Consumer: ClassVar[type[driver.Consumer]] = _Consumer  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+class _Boot(BootStrategy):
+    """Without Faust's own web server, which its command line would open to every address, without a key."""
+
+    enable_web = False
+
+
 class FoldingApp(faust.App):
     """A Faust application that feeds a runner.
 
@@ -120,6 +127,8 @@ class FoldingApp(faust.App):
         brokers: the log on Kafka.
         group: the consumer group, which shows up in lag graphs: one for each store.
     """
+
+    BootStrategy = _Boot
 
     def __init__(self, brokers: Brokers, group: str, **options: Any) -> None:
         urls = [URL(f"kafka://{server}") for server in brokers.servers]

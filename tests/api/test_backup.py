@@ -293,7 +293,11 @@ from icecore_ingest.logs.sqlite import SQLiteLog
 async def main(log_folder, folder):
     log = SQLiteLog.open(log_folder, readonly=True)
     print("ready", flush=True)
-    done = await backup(log, folder, report=lambda told: print("on", flush=True), size=60_000)
+    def report(told):
+        print("on", flush=True)
+        sys.stdin.readline()  # goes on when it is told to, or not at all
+
+    done = await backup(log, folder, report=report, size=60_000)
     print("done", flush=True)
     await log.close()
 
@@ -317,16 +321,23 @@ def test_kill_in_the_middle_of_a_backup(tmp_path: Path) -> None:
 
     run(prepare())
     whole, resumed = (folder / MANIFEST).read_bytes(), False
-    for _ in range(KILLS):
+    for n in range(KILLS):
+        # the first is killed when something is done and the backup is not whole yet: there the others go on
+        moment = "on\n" if not n else chance.choice(["ready\n", "on\n", "done\n"])
         with subprocess.Popen(
-            [sys.executable, "-c", BACKUP, str(tmp_path / "log"), str(folder)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", BACKUP, str(tmp_path / "log"), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
-            left = chance.randrange(6)
             for line in process.stdout:
-                left -= line == "on\n"
-                if left < 0 or line == "done\n":
+                if line in {moment, "done\n"}:
                     break
+                if line == "on\n":
+                    process.stdin.write("\n")
+                    process.stdin.flush()
             process.send_signal(signal.SIGKILL)
         if (folder / MANIFEST).read_bytes() == whole:
             assert check(folder) == []

@@ -116,6 +116,7 @@ class Broker:
         self._lock = self._lock if lock is None else lock
         if self.running:
             return
+        self.wait(STOP_S)  # one that ended by itself still has its pipe
         self._write_properties()
         with (self.folder / "jvm.txt").open("wb") as said:
             self._keeper = subprocess.Popen(
