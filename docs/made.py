@@ -41,7 +41,7 @@ from aiokafka import AIOKafkaConsumer
 async def follow(servers: str, topic: str) -> None:
     async with AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
         async for record in consumer:
-            envelope = json.loads(dict(record.headers)["icecore-envelope"])
+            envelope = json.loads(dict(record.headers).get("icecore-envelope", b'{"type": "foreign", "v": 0}'))
             event = json.loads(record.value)
             print(record.partition, record.offset, envelope["type"], envelope["v"], event.get("run"), flush=True)
 

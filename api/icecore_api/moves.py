@@ -109,6 +109,7 @@ async def _open_target(target: str) -> EventLog:
         from icecore_ingest.logs.kafka_settings import KafkaSettings
 
         await kafka_topics.create(KafkaSettings.parse(target))
+        await kafka_topics.create_derived(KafkaSettings.parse(target))
         return await open_log(target)
 
 

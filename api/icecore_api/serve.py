@@ -26,7 +26,8 @@ from icecore_api.folding import Folding
 from icecore_api.operations import LiveOperations
 from icecore_api.supervise import Lock, choose_log, prepare, remember_log
 from icecore_ingest.identities import Identities, found_owner
-from icecore_ingest.logs.opening import open_log
+from icecore_ingest.logs.kafka_settings import KafkaSettings
+from icecore_ingest.logs.opening import is_kafka, open_log
 from icecore_ingest.metric_defs import Metrics
 from icecore_ingest.serving import DRAIN_S, Server, collect_seldom, listen, quiet_uvicorn
 
@@ -60,16 +61,15 @@ async def serve(settings: Settings) -> int:
     """
     data = settings.data
     log = await open_log(settings.log_address)
-    if settings.alone:
+    metrics = Metrics("store")
+    folding = Folding(data, settings.log_address, say=lambda what: say(what, "warning"), metrics=metrics)
+    await folding.start()
+    if settings.alone:  # now that the store has found the log to be its own
+        remember_log(data, settings.log)
         chosen = _chosen_key()
         made = await found_owner(log, secret=chosen)
         if made and not chosen:
             _leave_key(made, data / "owner-key")
-    metrics = Metrics("store")
-    folding = Folding(data, settings.log_address, say=lambda what: say(what, "warning"), metrics=metrics)
-    await folding.start()
-    if settings.alone:
-        remember_log(data, settings.log)  # now that the store has found it to be its own
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
     context = Context(
@@ -79,7 +79,7 @@ async def serve(settings: Settings) -> int:
         operations=LiveOperations(data, settings.log_address, folding),
         producer=str(uuid.uuid4()),
         data=data,
-        processes=lambda: {**processes(data), "log_at": str(settings.log_address), "folding": folding.report()},
+        processes=lambda: {**processes(data), **_log_words(settings.log_address), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
         metrics=metrics,
     )
@@ -101,6 +101,14 @@ async def serve(settings: Settings) -> int:
         await asyncio.to_thread(folding.stop)
         await log.close()
     return 0
+
+
+def _log_words(where: str | Path) -> dict[str, Any]:
+    """What `status` says of the log: where it is, and whether one lost disk would be a lost log."""
+    words: dict[str, Any] = {"log_at": str(where)}
+    if isinstance(where, str) and is_kafka(where):
+        words["single_replica"] = KafkaSettings.parse(where).single_replica
+    return words
 
 
 def _chosen_key() -> str:

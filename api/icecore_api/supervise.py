@@ -395,6 +395,8 @@ async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[
         starting = asyncio.create_task(supervisor.start())
         await asyncio.sleep(0)  # the children import their libraries while the owner is made
         try:
+            if plan.log:  # another's log must not get as much as one event before the store has refused it
+                await starting
             words = await introduce(plan.log_address, plan.url)
             await starting
         except BaseException:

@@ -216,6 +216,8 @@ async def feeding(
         say: told a sentence when Faust had to be started again.
         join: adds agents to every application that is made.
     """
+    for noisy in ("faust", "mode", __name__):  # each start and stop of each part; that it is at work is in `status`
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     feed = Feed(log)
 
     def made() -> FoldingApp:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from drills import drill
+from drills import CLUSTER_ROUNDS, drill
 from faults_harness import get, until
 from topology import HANGS_S, Disk, Topology
 
@@ -61,13 +61,12 @@ def test_a_store_with_a_full_disk_loses_nothing(topology: Topology) -> None:
             work.settle()
 
 
-@pytest.mark.soak
 def test_full_disks_lose_nothing(topology: Topology) -> None:
     """A broker's disk and the store's are full at once: events are taken, and all is folded when there is space."""
     store, disk = own_disk(topology.disks["store"]), own_disk(topology.disks["broker-3"])
     victim = topology.brokers.brokers[2]
     with drill(topology, "full disks") as work:
-        for _ in work.rounds():
+        for _ in work.rounds(max(5, CLUSTER_ROUNDS // 4)):
             store.fill()
             disk.fill()
             until(lambda: not victim.running, "Kafka to end a broker that cannot write", HANGS_S)
