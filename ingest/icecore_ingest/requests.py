@@ -7,6 +7,7 @@ the request is answered, in the answer's header, in the body of a 500, and goes 
 from __future__ import annotations
 
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -160,4 +161,4 @@ def chosen_id(given: Sequence[bytes]) -> bytes:
     """The id a request came with, if it is one that may stand in a log and a header; else a new one."""
     if len(given) == 1 and _GOOD.fullmatch(given[0]):
         return given[0]
-    return os.urandom(8).hex().encode()
+    return b"%016x" % random.getrandbits(64)

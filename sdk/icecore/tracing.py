@@ -113,14 +113,12 @@ def span(name: str, *, parent: str = "", kind: Kind = "internal", **attributes: 
         yield made
 
 
-@contextlib.contextmanager
-def maybe_span(name: str, **attributes: Any) -> Iterator[None]:
-    """A span where traces are on, and nothing where not."""
-    if _tracer is None:
-        yield
-        return
-    with span(name, **attributes):
-        yield
+_NOTHING: Final = contextlib.nullcontext()
+
+
+def maybe_span(name: str, **attributes: Any) -> contextlib.AbstractContextManager[object]:
+    """A span where traces are on, and nothing where not, which costs next to nothing."""
+    return _NOTHING if _tracer is None else span(name, **attributes)
 
 
 def traceparent(of: Span) -> str:
