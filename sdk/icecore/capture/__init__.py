@@ -62,7 +62,7 @@ class Capture:
         if os.getpid() != self._pid:
             return  # a forked child: the threads are the parent's
         if self._facts is not None:
-            self._facts.join(5.0)
+            self._facts.join(20.0)  # on a busy machine looking at packages takes long; the facts are lost else
         if self._system is not None:
             self._system.stop()
         if self._console is not None:
