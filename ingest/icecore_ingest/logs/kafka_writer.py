@@ -7,6 +7,7 @@ a batch is on its way the calls that come meanwhile gather for the next: many sm
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 
-from icecore.errors import LogError, LogTruncated
+from icecore.errors import LogAway, LogError, LogTruncated
 from icecore.position import Place
 from icecore_ingest.logs import kafka_failures as failures
 from icecore_ingest.logs.kafka_settings import BATCH_BYTES, KafkaSettings
@@ -373,9 +374,17 @@ class Writer:
             return self._producer
 
     async def _connect(self) -> AIOKafkaProducer:
+        """Begin with each server in turn: one that hangs takes all the time that a try has."""
+        servers = list(self._settings.servers)
+        for first in range(len(servers) - 1):
+            with contextlib.suppress(LogAway):
+                return await self._connect_by([*servers[first:], *servers[:first]])
+        return await self._connect_by([*servers[-1:], *servers[:-1]])
+
+    async def _connect_by(self, servers: list[str]) -> AIOKafkaProducer:
         compression = self._settings.compression
         producer = AIOKafkaProducer(
-            **self._settings.client_options(),
+            **{**self._settings.client_options(), "bootstrap_servers": servers},
             acks="all",
             enable_idempotence=True,
             max_batch_size=BATCH_BYTES,
