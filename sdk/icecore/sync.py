@@ -29,6 +29,8 @@ from icecore.segments import (
 from icecore.spool import Spool
 from icecore.transport import BYTES_MOST, EVENTS_MOST, Sender, Transport
 
+READABLE_WITHIN_S = 2.0
+"""A run that has finished can be read by any process: it waits so long for that, usually some 50 ms."""
 _FRESH_SECONDS = 3600.0
 
 
@@ -234,6 +236,8 @@ class Uploader:
         if self._thread.is_alive():
             self._thread.join(within)
         if self.stopped:
+            if not self._spool.unsent:
+                self._transport.wait_readable(READABLE_WITHIN_S)
             self._transport.close()
 
     @property

@@ -241,6 +241,20 @@ class Transport:
                     raise
                 time.sleep(0.1)
 
+    def wait_readable(self, within: float) -> bool:
+        """Wait until reads, whoever asks them, show everything that this transport has sent.
+
+        Returns:
+            False where that is not known `within` seconds from now.
+        """
+        if not self.token:
+            return False
+        try:
+            self.get("viewer", position=self.token, timeout=within)
+        except IcecoreError:  # behind, away, or not to be asked by this key: what was sent is safe all the same
+            return False
+        return True
+
     def _log_end(self) -> str:
         """The token that covers the whole log: a run may have ended a moment ago."""
         try:

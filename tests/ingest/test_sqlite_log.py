@@ -171,21 +171,24 @@ def test_made_by_several_processes_at_once(tmp_path: Path) -> None:
     """Processes that open a new folder at the same moment agree on one log."""
     program = (
         "import sys; from pathlib import Path; from icecore_ingest.logs.sqlite import SQLiteLog\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "print(SQLiteLog.open(Path(sys.argv[1])).log_id)\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin: print(SQLiteLog.open(Path(line.strip())).log_id, flush=True)\n"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "new" / "log")]
+    command = [sys.executable, "-c", program]
     children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    pipes = [(child.stdin, child.stdout) for child in children if child.stdin and child.stdout]
+    for _, out in pipes:
+        assert out.readline() == "ready\n"
+    for number in range(30):
+        for into, _ in pipes:
+            into.write(f"{tmp_path / str(number) / 'log'}\n")
+            into.flush()
+        ids = {out.readline() for _, out in pipes}
+        assert len(ids) == 1
+        assert ids != {""}
     for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    ids = {child.communicate(timeout=60)[0] for child in children}
+        child.communicate(timeout=60)
     assert [child.returncode for child in children] == [0, 0, 0, 0]
-    assert len(ids) == 1
 
 
 def test_readonly_opens_nothing_for_writing(tmp_path: Path) -> None:

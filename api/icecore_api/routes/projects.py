@@ -33,7 +33,8 @@ def list_projects(reading: Read) -> Response:
 
 
 @router.on("GET", "/viewer", permission="viewer", answer=Viewer)
-def viewer(request: Request) -> Response:
+def viewer(request: Request, reading: Read) -> Response:
     """Who the key or session belongs to."""
     who = principal(request)
-    return Json({"user": who.user, "key_id": who.credential, "version": version("icecore")})
+    found = {"user": who.user, "key_id": who.credential, "version": version("icecore")}
+    return Json(found, position=reading.position)

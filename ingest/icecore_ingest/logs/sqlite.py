@@ -268,6 +268,8 @@ def _make(folder: Path, places: Sequence[Place]) -> str:
 def _make_id(folder: Path) -> None:
     """Make the log's id, durably; of two processes the first wins."""
     foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if (folder / "LOG_ID").exists():  # looked for last: whatever was found may be what another process made with it
+        return
     if foreign:
         raise LogForeign(
             f"expected a log or an empty folder at {folder}, got {sorted(foreign)[:3]} and no LOG_ID",
