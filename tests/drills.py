@@ -30,6 +30,7 @@ from faults_harness import (
     check,
     check_log,
     check_rebuild,
+    get,
     seeded,
     until,
     wait_for,
@@ -70,13 +71,18 @@ class Drill:
         before = [len(writer.acknowledged) for writer in self.writers]
 
         def got_through() -> bool:
+            self.topology.keep()
             for writer in self.writers:
                 writer.raise_failure()
             return all(len(w.acknowledged) > n for w, n in zip(self.writers, before, strict=True))
 
         until(got_through, f"every writer to get through after round {self.round}", ACKNOWLEDGED_S)
-        wait_for(self.topology, self.token)
+        until(self._readable, f"a read at {self.token}", ACKNOWLEDGED_S)
         self.settled_s.append(time.monotonic() - began)
+
+    def _readable(self) -> bool:
+        self.topology.keep()
+        return get(self.topology, "status", **{"Icecore-Position": str(self.token)}).status == 200
 
     @property
     def acknowledged(self) -> int:

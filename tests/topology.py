@@ -226,8 +226,8 @@ class Topology:
 
     @property
     def url(self) -> str:
-        """The first gateway's address."""
-        return self.urls[0]
+        """The address of the first gateway that runs."""
+        return next((url for part, url in zip(self.gateways, self.urls, strict=True) if part.running), self.urls[0])
 
     @property
     def parts(self) -> list[Part]:
@@ -240,12 +240,12 @@ class Topology:
         return found | {part.name: part.pid for part in self.parts if part.pid}
 
     def env(self, **extra: str) -> dict[str, str]:
-        """The environment of a client of the first gateway."""
+        """The environment of a client of a gateway."""
         named = {"ICECORE_URL": self.url, "ICECORE_API_KEY": self.api_key, "ICECORE_DIR": str(self.folder / "client")}
         return clean_env(self._config_dir, **named, **extra)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `icecore ARGUMENTS` against the first gateway."""
+        """Run `icecore ARGUMENTS` against a gateway."""
         words = [sys.executable, "-m", "icecore", *arguments]
         done = subprocess.run(
             words, env=self.env(), cwd=self.folder, capture_output=True, text=True, timeout=CHECKS_S, check=False
@@ -286,6 +286,12 @@ class Topology:
         self.brokers.wait_ready(HANGS_S)
         for part in self.parts:
             part.wait_ready()
+
+    def keep(self) -> None:
+        """Start again what ended by itself, as systemd or Kubernetes would: a gateway that found no log, say."""
+        for part in self.parts:
+            if part.process is not None and not part.running:
+                part.start()
 
     @staticmethod
     def start_brokers(brokers: list[Broker]) -> None:
