@@ -29,7 +29,8 @@ from icecore.segments import Report as SpoolReport
 from icecore_projections import rebuild as rebuilding
 from icecore_projections.dedupe import Intervals
 from icecore_projections.digest import folded_token
-from icecore_projections.store import Store, told
+from icecore_projections.failures import told
+from icecore_projections.store import Store
 
 Severity = Literal["error", "note"]
 

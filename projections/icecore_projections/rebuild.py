@@ -24,9 +24,10 @@ from icecore.log import Batch, EventLog, Record
 from icecore.position import Place, Position, Token
 from icecore_projections import generations
 from icecore_projections.digest import Digest, digest
+from icecore_projections.failures import told
 from icecore_projections.poison import DEAD_MOST, Guard, PoisonDominatesError
 from icecore_projections.runner import Runner
-from icecore_projections.store import Store, told
+from icecore_projections.store import Store
 
 NEAR_ENOUGH: Final = 2_000
 """Records behind the log's end at which the switch is made; the serving runner folds the rest as ever."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import shutil
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,13 +21,17 @@ import duckdb
 import pyarrow as pa
 
 from icecore.bell import Bell
-from icecore.errors import LogCorrupt, StoreAhead, StoreDamaged, StoreError, StoreFull, StoreLocked, StoreTooNew
+from icecore.errors import LogCorrupt, StoreAhead, StoreError, StoreFull
 from icecore.log import EventLog
 from icecore.position import Place, Token
 from icecore_projections import compaction
+from icecore_projections.failures import told
 from icecore_projections.folds import Changes
-from icecore_projections.schema import FORMAT, INDEXES, TABLES, definitions
+from icecore_projections.opening import connect, is_open, prepare
+from icecore_projections.schema import TABLES
 
+SPARE_BYTES: Final = 4 << 20
+"""Nothing is written where less would be left."""
 CHECKPOINT_BYTES: Final = "256MB"
 """How large the write-ahead log may grow: small enough to be read again within a second or two after a kill."""
 
@@ -60,6 +63,8 @@ class Store:
         self.hot = compaction.sizes(con)
         """Rows in each hot table."""
         self._unsorted = dict.fromkeys(compaction.SORTED, 0)
+        self._sound = True
+        """Whether memory holds what the file does: after a failed commit it may not, until the file is opened anew."""
 
     @classmethod
     def open(
@@ -82,9 +87,9 @@ class Store:
             StoreFull: there is no space to make it.
         """
         settings = {"memory_limit": memory_limit, "threads": threads, "checkpoint_threshold": CHECKPOINT_BYTES}
-        con = _connect(path, settings, readonly=readonly)
+        con = connect(path, settings, readonly=readonly)
         try:
-            _prepare(con, path, log_id, readonly=readonly)
+            prepare(con, path, log_id, readonly=readonly)
             return cls(path, con, log_id, settings, readonly=readonly)
         except duckdb.Error as error:
             con.close()
@@ -243,11 +248,11 @@ class Store:
             StoreDamaged, StoreFull, StoreError: nothing was written; call `reopen` before trying again.
         """
         with self._lock:
+            self._must_be_ready(changes.nbytes)
             try:
                 self._transact(changes, offsets)
             except duckdb.Error as error:
-                with contextlib.suppress(duckdb.Error):
-                    self._writer.rollback()
+                self._undo()
                 raise told(error, self.path) from error
             self._token = Token({**self._token.as_dict(), **{place: n for place, (n, _) in offsets.items()}})
         with self._moved:
@@ -273,15 +278,35 @@ class Store:
     def _alone(self, work: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
         """Do `work` in a transaction of its own, then a checkpoint."""
         with self._lock:
+            self._must_be_ready(0)
             try:
                 self._writer.begin()
                 work(self._writer)
                 self._writer.commit()
                 self._checkpoint()
             except duckdb.Error as error:
-                with contextlib.suppress(duckdb.Error):
-                    self._writer.rollback()
+                self._undo()
                 raise told(error, self.path) from error
+
+    def _must_be_ready(self, size: int) -> None:
+        """Refuse to write to a file that must be opened anew, or `size` bytes where they will hardly fit.
+
+        DuckDB, meeting a full disk in the middle of a commit, may forget rows that it has in memory, and may abort
+        the process. Neither loses anything, but both are better avoided. (Points take a quarter of their bytes.)
+        """
+        if not self._sound:
+            raise StoreError(f"expected {self.path} to be opened anew after a failed write", hint="it is tried again")
+        need, free = SPARE_BYTES + size // 4, self._free()
+        if free < need:
+            raise StoreFull(
+                f"expected {need} bytes of space for {self.path}, got {free}",
+                hint="free some space; folding goes on by itself",
+            )
+
+    def _undo(self) -> None:
+        self._sound = False
+        with contextlib.suppress(duckdb.Error):
+            self._writer.rollback()
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file."""
@@ -317,19 +342,38 @@ class Store:
                     connection.interrupt()
                     connection.close()
             self._out.clear()
-            if _is_open(self.path):
+            if is_open(self.path):
                 raise StoreError(f"expected all reads of {self.path} to end after a failed write, got one that goes on")
             try:
-                self._con = _connect(self.path, self._settings, readonly=self.readonly)
+                self._con = self._connect_anew()
                 self._writer = self._con.cursor()
                 self._token = _read_token(self._con)
                 self.hot = compaction.sizes(self._con)
+                self._sound = True
             except duckdb.Error as error:
                 raise told(error, self.path, opening=True) from error
+
+    def _connect_anew(self) -> duckdb.DuckDBPyConnection:
+        """A connection to the file, with its write-ahead log, which takes the most space, written if it fits."""
+        con = connect(self.path, self._settings, readonly=self.readonly)
+        wal = self.path.with_name(f"{self.path.name}.wal")
+        if self.readonly or not wal.exists() or self._free() < SPARE_BYTES + wal.stat().st_size:
+            return con
+        try:
+            con.execute("CHECKPOINT")
+        except duckdb.Error:  # somebody took the space meanwhile: what is in memory is of no more use
+            con.close()
+            return connect(self.path, self._settings, readonly=self.readonly)
+        return con
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.path.parent).free
 
     def close(self) -> None:
         """Let go of the file; what was committed is safe without it."""
         with self._lock, contextlib.suppress(duckdb.Error):
+            if not self.readonly:
+                self._checkpoint()
             self._writer.close()
             self._con.close()
 
@@ -375,6 +419,8 @@ class Store:
             )
 
     def _checkpoint(self) -> None:
+        if not self._sound:
+            return
         with contextlib.suppress(duckdb.TransactionException):  # another cursor is in a transaction: next time
             self._writer.execute("CHECKPOINT")
 
@@ -407,90 +453,3 @@ def _update(table: str, key: tuple[str, ...], columns: list[str]) -> str:
 def _read_token(con: duckdb.DuckDBPyConnection) -> Token:
     found = con.execute("SELECT stream, part, next_offset FROM offsets").fetchall()
     return Token({Place(stream, part): n for stream, part, n in found})
-
-
-def _connect(path: Path, settings: Mapping[str, Any], *, readonly: bool) -> duckdb.DuckDBPyConnection:
-    """A connection; a lock that a just-killed process leaves for a moment is waited out."""
-    deadline = time.monotonic() + 2.0
-    while True:
-        try:
-            return duckdb.connect(path, read_only=readonly, config=dict(settings))
-        except duckdb.Error as error:
-            reason = told(error, path, opening=True)
-            if not isinstance(reason, StoreLocked) or time.monotonic() > deadline:
-                raise reason from error
-            time.sleep(0.05)
-
-
-def _prepare(con: duckdb.DuckDBPyConnection, path: Path, log_id: str, *, readonly: bool) -> None:
-    """Make the tables of a new file, or see that those of an old one are ours."""
-    tables = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    if not tables and not readonly:
-        con.begin()
-        for statement in definitions():
-            con.execute(statement)
-        for name, columns in INDEXES.items():
-            con.execute(f"CREATE INDEX {name} ON {columns}")
-        con.execute("INSERT INTO meta VALUES ('format', ?), ('log_id', ?)", [str(FORMAT), log_id])
-        con.commit()
-        return
-    if "meta" not in tables:
-        raise StoreDamaged(
-            f"expected an icecore store, got a DuckDB file without one: {path}",
-            hint="it is set aside, and the store is rebuilt from the log",
-        )
-    meta = dict(con.execute("SELECT key, value FROM meta").fetchall())
-    found = int(meta.get("format", 0))
-    if found != FORMAT:
-        kind = StoreTooNew if found > FORMAT else StoreDamaged
-        raise kind(
-            f"expected a store of format {FORMAT}, got format {found}: {path}",
-            hint="it is set aside, and the store is rebuilt from the log",
-        )
-    if meta.get("log_id") != log_id:
-        raise StoreAhead(
-            f"expected a store folded from log {log_id}, got one of log {meta.get('log_id')}: {path}",
-            hint="the log folder and the store folder are of different places: bring back the log that belongs to "
-            "this store, or move the store folder away to rebuild it from this log",
-        )
-
-
-def _is_open(path: Path) -> bool:
-    """Whether this process still has the file open. Only Linux tells; elsewhere no."""
-    with contextlib.suppress(OSError):
-        return any(os.path.realpath(entry) == str(path.resolve()) for entry in Path("/proc/self/fd").iterdir())
-    return False
-
-
-def told(error: Exception, path: Path, *, opening: bool = False) -> StoreError:
-    """What a DuckDB error means for the store; while opening, what is not otherwise known is damage."""
-    text = str(error)
-    low = text.lower()
-    if "could not set lock" in low or "conflicting lock" in low or "already open" in low:
-        return StoreLocked(
-            f"expected to be the only process with {path}, got: {text[:300]}",
-            hint="stop the other icecore on this folder; `icecore status` shows its processes",
-        )
-    if "no space left" in low or "disk quota" in low or "file too large" in low:
-        return StoreFull(
-            f"expected space for {path}, got: {text[:300]}", hint="free some space; folding goes on by itself"
-        )
-    if "newer version" in low or "we can only read version" in low:
-        return StoreTooNew(
-            f"expected a file of DuckDB {duckdb.__version__} or older, got: {text[:300]}",
-            hint="it is set aside, and the store is rebuilt from the log",
-        )
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return StoreError(f"expected the batch to fit in memory, got: {text[:300]}", hint="free some memory")
-    if any(mark in low for mark in _REFUSED):
-        return StoreError(f"expected to read and write {path}, got: {text[:300]}", hint="check the folder's rights")
-    if opening or any(mark in low for mark in _DAMAGE):
-        return StoreDamaged(
-            f"expected a readable store, got: {text[:300]} ({path})",
-            hint="it is set aside, and the store is rebuilt from the log",
-        )
-    return StoreError(f"expected {path} to take the batch, got {type(error).__name__}: {text[:300]}")
-
-
-_DAMAGE: Final = ("corrupt", "checksum")
-_REFUSED: Final = ("permission denied", "read-only", "too many open files", "input/output error", "is a directory")

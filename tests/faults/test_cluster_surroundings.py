@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from disks import Disk
 from drills import CLUSTER_ROUNDS, drill
 from faults_harness import get, until
-from topology import HANGS_S, Disk, Topology
+from topology import HANGS_S, Topology
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(100_000)]
 

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from faults_harness import Writer, check, check_rebuild, get, logged_steps, until, wait_folded
+from disks import Disk
+from faults_harness import ROUNDS, Reader, Writer, check, check_rebuild, get, logged_steps, until, wait_folded, wait_for
 from servers import Server, running_server
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 96 MB, with 32 MB of it taken by `ballast`."""
+    """A file system of 128 MB, with 64 MB of it taken by `ballast`."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", folder], check=False).returncode == 0
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", folder], check=False).returncode == 0
     if not mounted:
         pytest.skip("needs root, to mount a small file system")
-    (folder / "ballast").write_bytes(b"\0" * (32 << 20))
+    (folder / "ballast").write_bytes(b"\0" * (64 << 20))
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
@@ -39,6 +40,46 @@ def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
         writer.finish()
 
         check(server, [writer])
+
+
+def folding(server: Server) -> str:
+    """What the store says it does; nothing where it does not answer."""
+    answer = get(server, "status")
+    return str(answer.json()["folding"]["state"]) if answer.status == 200 else ""
+
+
+@pytest.fixture
+def own_disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk that can be full at once, for the store alone."""
+    (tmp_path / "data").mkdir()
+    disk = Disk(tmp_path / "data" / "store")
+    if not disk.mounted:
+        pytest.skip("needs root, to mount a small file system")
+    yield disk
+    disk.close(keep=False)
+
+
+def test_a_store_whose_disk_fills_again_and_again_loses_no_row(own_disk: Disk, tmp_path: Path) -> None:
+    """However often commits find no space while people read, the store is what a rebuild folds from the log."""
+    with running_server(tmp_path) as server:
+        first = Writer(server, "t/disk/first", rows=100, pause_s=0.01).start()
+        reader = Reader([first], [server.url]).start()
+        writers = [first]
+        for number in range(ROUNDS):
+            own_disk.fill()
+            until(
+                lambda: get(server, "status").json()["folding"]["state"] == "waiting", "the store to find no space", 60
+            )
+            writers.append(Writer(server, f"t/disk/{number}").start())
+            until(lambda: len(writers[-1].acknowledged) > 5, "events to be taken all the same")
+            writers[-1].finish()
+            own_disk.empty()
+            wait_for(server, writers[-1].token)
+        first.finish()
+        reader.finish()
+
+        check(server, writers)
+        check_rebuild(server)
 
 
 def flip(path: Path, at: float) -> None:

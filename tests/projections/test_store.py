@@ -18,9 +18,10 @@ import pytest
 from icecore.errors import StoreAhead, StoreDamaged, StoreError, StoreFull, StoreTooNew
 from icecore.position import Place, Token
 from icecore_projections import generations
+from icecore_projections.failures import told
 from icecore_projections.folds import Changes, Rows
 from icecore_projections.schema import FORMAT, TABLES
-from icecore_projections.store import Store, told
+from icecore_projections.store import Store
 
 METRICS = Place("metrics", 0)
 LEDGER = Place("ledger", 0)
@@ -71,6 +72,9 @@ def test_a_batch_is_written_whole_or_not_at_all(store: Store) -> None:
         store.commit(bad, {METRICS: (2, 0)})
     assert count(store) == 1
     assert store.token() == Token({METRICS: 1})
+    with pytest.raises(StoreError, match="anew"):
+        store.commit(lines("c"), {METRICS: (2, 0)})
+    store.reopen()
     store.commit(lines("c"), {METRICS: (2, 0)})
     assert count(store) == 2
 

@@ -47,6 +47,13 @@ class Changes:
     delete: Mapping[str, list[Rows]] = field(default_factory=dict)
     """Keys whose rows go away."""
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all rows, as they are in memory."""
+        keyed = (self.update, self.replace, self.delete)
+        rows = sum(one.rows.nbytes for tables in keyed for parts in tables.values() for one in parts)
+        return rows + sum(table.nbytes for tables in self.append.values() for table in tables)
+
     @staticmethod
     def merged(parts: Iterable[Changes]) -> Changes:
         """The changes of several folds, which never touch the same rows, as one."""
