@@ -80,6 +80,7 @@ class LightStore(Store):
 
     def reopen(self) -> None:
         self._token = self.disk.token()
+        self._sound = True
 
     def _transact(self, changes: Changes, offsets: Mapping[Place, tuple[int, int]]) -> None:
         self.disk.apply(changes, offsets)
