@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from icecore.position import Place, Token
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised when the way of mixing changes, so that digests of different versions never compare equal."""
 
 _BATCH_ROWS: Final = 1 << 16
@@ -81,7 +81,7 @@ def _digest(cursor: duckdb.DuckDBPyConnection, progress: Callable[[str], None] |
             progress(name)
         tables[name] = _table(cursor, query, series)
     whole = hashlib.blake2b(f"icecore digest {VERSION}\n".encode(), digest_size=16)
-    for name in sorted(tables):
+    for name in sorted(name for name, table in tables.items() if table.rows):  # so tables can be added
         whole.update(f"{name} {tables[name].rows} {tables[name].hex}\n".encode())
     return Digest(whole.hexdigest(), tables, token)
 
@@ -116,6 +116,21 @@ _QUERIES: Final[Mapping[str, _Query]] = {
         _DOC_ROWS,
     ),
     "run_values": _Query("SELECT run, path, number, text FROM run_values"),
+    "collections": _Query("SELECT artifact, doc FROM collections", _DOC_ROWS),
+    "current_collections": _Query(
+        "SELECT artifact, entity, project, name, type, versions, created_ts, username, doc FROM current_collections",
+        _DOC_ROWS,
+    ),
+    "versions": _Query("SELECT artifact, version, doc FROM versions", _DOC_ROWS),
+    "current_versions": _Query(
+        "SELECT artifact, version, digest, files, size, array_to_string(tags, chr(31)), username, created_ts, "
+        "updated_ts, deleted, doc FROM current_versions",
+        _DOC_ROWS,
+    ),
+    "alias_moves": _Query(
+        "SELECT artifact, alias, version, version_before, ts, username, credential, reason FROM alias_moves"
+    ),
+    "artifact_edges": _Query("SELECT run, path, artifact, version, kind, alias, ts FROM artifact_edges"),
     "run_activity": _Query(
         "SELECT run, path, first_ts, heard_ts, last_step, points, rows_seen, console_lines FROM run_activity"
     ),

@@ -26,10 +26,11 @@ from icecore.position import LEDGER, NEVER, Place, Token
 from icecore_projections.decoding import Decoded, decode
 from icecore_projections.dedupe import Dedupe
 from icecore_projections.folds import Changes, Rows
+from icecore_projections.ledger import LedgerFold
 from icecore_projections.letters import dead_rows, rejected_rows, skipped_rows
 from icecore_projections.poison import Dead, Guard, Mark, PoisonDominatesError, said, sift
 from icecore_projections.store import Store, last_key
-from icecore_projections.streams import MetricsFold, RunsFold, StreamFold
+from icecore_projections.streams import MetricsFold, StreamFold
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class Runner:
         self.store = store
         self.told = told
         self.status = Status()
-        self._folds = {fold.stream: fold for fold in (tuple(folds) or (RunsFold(), MetricsFold()))}
+        self._folds = {fold.stream: fold for fold in (tuple(folds) or (LedgerFold(), MetricsFold()))}
         self._dedupe = Dedupe()
         self._guard = guard or Guard()
         self._records = self._records_most = records

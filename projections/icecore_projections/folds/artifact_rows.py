@@ -1,0 +1,103 @@
+"""Artifacts as the ledger tells them: rows of collections and versions, moves of aliases, and who made or used what."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import orjson
+
+from icecore_projections.schema import artifact_number
+
+LATEST = "latest"
+"""The alias that names what was committed last; nobody moves it by hand."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """What collections and versions have in common: their place in the log, and a form as JSON."""
+
+    off_first: int
+    off: int
+
+    def to_doc(self) -> str:
+        """This row as canonical JSON: sorted keys, and without offsets, which are columns of their own."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        del fields["off"], fields["off_first"]
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
+
+
+class Collection(Row, frozen=True, kw_only=True):
+    """An artifact: the versions that share one name."""
+
+    path: str
+    """entity/project/name"""
+    type: str
+    versions: int = 0
+    """How many there are, deleted ones among them: the next is v{versions}."""
+    aliases: dict[str, int] = {}
+    """Alias -> version."""
+    deleted: list[int] = []
+    """Versions that are deleted, in order."""
+    created_ts: int
+    """The gateway's clock, ms since 1970 UTC."""
+    user: str
+
+    @property
+    def number(self) -> int:
+        """The artifact's number in every table."""
+        return artifact_number(self.path)
+
+    def named(self, version: int) -> list[str]:
+        """The aliases of a version, sorted."""
+        return sorted(alias for alias, named in self.aliases.items() if named == version)
+
+    @property
+    def last(self) -> int | None:
+        """The highest version that is not deleted."""
+        return next((n for n in range(self.versions - 1, -1, -1) if n not in self.deleted), None)
+
+
+class Version(Row, frozen=True, kw_only=True):
+    """One version of an artifact."""
+
+    artifact: str
+    number: int
+    digest: str
+    """Hex SHA-256 of the manifest."""
+    files: int
+    size: int
+    description: str = ""
+    metadata: dict[str, Any] = {}
+    tags: list[str] = []
+    run: str = ""
+    """The run that logged it first."""
+    user: str
+    created_ts: int
+    updated_ts: int
+    deleted: bool = False
+
+
+class Move(NamedTuple):
+    """An alias went from one version to another; None is none."""
+
+    artifact: str
+    alias: str
+    version: int | None
+    before: int | None
+    off: int
+    ts: int
+    user: str
+    credential: str
+    reason: str
+
+
+class Edge(NamedTuple):
+    """A run logged or used a version."""
+
+    run: str
+    artifact: str
+    version: int
+    kind: Literal["logged", "used"]
+    alias: str
+    off: int
+    ts: int

@@ -1,0 +1,323 @@
+"""The ledger's fold over artifacts: versions, aliases, and which runs made and used them.
+
+It decides, in log order. The n-th distinct digest committed to an artifact is v(n-1); the same digest again is the
+same version. An alias moves as asked, or is rejected where it does not name what was expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from icecore.events import (
+    AliasMoved,
+    ArtifactCommitted,
+    ArtifactDeleted,
+    ArtifactEvent,
+    ArtifactRestored,
+    ArtifactUpdated,
+    ArtifactUsed,
+)
+from icecore_projections.folds import Applied
+from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, Move, Version
+
+HANDLED: Final = (ArtifactCommitted, ArtifactUsed, ArtifactUpdated, AliasMoved, ArtifactDeleted, ArtifactRestored)
+"""The events this fold takes; it passes over others."""
+
+
+class VersionKey(NamedTuple):
+    """A version by its number."""
+
+    artifact: str
+    version: int
+
+
+class DigestKey(NamedTuple):
+    """A version by its manifest's digest."""
+
+    artifact: str
+    digest: str
+
+
+@dataclass(slots=True)
+class ArtifactState:
+    """What the store says about the subjects of a batch, by their own paths."""
+
+    collections: dict[str, Collection] = field(default_factory=dict)
+    versions: dict[VersionKey, Version] = field(default_factory=dict)
+    digests: dict[DigestKey, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ArtifactChanges:
+    """What a batch of events changed."""
+
+    state: ArtifactState = field(default_factory=ArtifactState)
+    """The last rows of all that changed."""
+    collections: list[Collection] = field(default_factory=list)
+    """Every row made, in log order."""
+    versions: list[Version] = field(default_factory=list)
+    """Every row made, in log order."""
+    moves: list[Move] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    rejected: list[tuple[Applied, str]] = field(default_factory=list)
+
+
+class _Refused(Exception):
+    """The fold decides against an event; the text is the reason people read."""
+
+
+def artifacts(events: Iterable[Applied]) -> set[str]:
+    """Paths of the artifacts whose rows `fold` needs."""
+    return {applied.event.artifact for applied in events if isinstance(applied.event, HANDLED)}
+
+
+def version_keys(events: Iterable[Applied]) -> set[VersionKey]:
+    """The versions whose rows `fold` needs, by number; those of committed digests besides."""
+    return {
+        VersionKey(event.artifact, event.version)
+        for applied in events
+        if isinstance(event := applied.event, ArtifactUsed | ArtifactUpdated | ArtifactDeleted | ArtifactRestored)
+    }
+
+
+def digest_keys(events: Iterable[Applied]) -> set[DigestKey]:
+    """The digests that `fold` must be able to tell from new ones."""
+    return {
+        DigestKey(event.artifact, event.digest)
+        for applied in events
+        if isinstance(event := applied.event, ArtifactCommitted)
+    }
+
+
+def fold(state: ArtifactState, events: Sequence[Applied]) -> ArtifactChanges:
+    """Apply the artifact events of a batch, in order; `events` of other kinds are passed over.
+
+    Args:
+        state: what is known of `artifacts(events)`, `version_keys(events)` and `digest_keys(events)`, with the rows
+            of the versions that those digests are.
+        events: of the ledger, in log order, duplicates left out.
+    """
+    work = _Work(state)
+    for applied in events:
+        if isinstance(applied.event, HANDLED):
+            try:
+                work.apply(applied, applied.event)
+            except _Refused as refused:
+                work.changes.rejected.append((applied, str(refused)))
+    return work.changes
+
+
+class _Work:
+    """A state, and the changes that lie over it."""
+
+    def __init__(self, state: ArtifactState) -> None:
+        self._before = state
+        self.changes = ArtifactChanges()
+
+    def apply(self, applied: Applied, event: ArtifactEvent) -> None:
+        """Apply one event whole, or refuse it before anything has changed."""
+        if isinstance(event, ArtifactCommitted):
+            self._commit(applied, event)
+        elif isinstance(event, AliasMoved):
+            self._move(applied, event)
+        elif isinstance(event, ArtifactUsed):
+            version = self._version(event.artifact, event.version)
+            self._edge(applied, event.run, version, "used", event.alias)
+        elif isinstance(event, ArtifactUpdated):
+            self._update(applied, event)
+        elif isinstance(event, ArtifactDeleted):
+            self._delete(applied, event)
+        elif isinstance(event, ArtifactRestored):
+            self._restore(applied, event)
+
+    # ------------------------------------------------------------------------------------------------ events
+
+    def _commit(self, applied: Applied, event: ArtifactCommitted) -> None:
+        at, ts = applied.position.offset, applied.envelope.ts_server
+        collection = self._collection(event.artifact)
+        if collection is None:
+            collection = Collection(
+                path=event.artifact,
+                type=event.type,
+                created_ts=ts,
+                user=applied.envelope.actor,
+                off_first=at,
+                off=at,
+            )
+        elif collection.type != event.type:
+            raise _Refused(
+                f"expected {event.artifact!r} to get a {collection.type!r}, as it always did, got {event.type!r}"
+            )
+        known = self._known(event)
+        if known is None:
+            version = Version(
+                artifact=event.artifact,
+                number=collection.versions,
+                digest=event.digest,
+                files=event.files,
+                size=event.size,
+                description=event.description,
+                metadata=event.metadata,
+                tags=_distinct(event.tags),
+                run=event.run,
+                user=applied.envelope.actor,
+                created_ts=ts,
+                updated_ts=ts,
+                off_first=at,
+                off=at,
+            )
+            collection = msgspec.structs.replace(collection, versions=collection.versions + 1)
+            self._put_version(version)
+        else:
+            version = known
+            tags = _distinct([*known.tags, *event.tags])
+            if known.deleted or tags != known.tags:
+                version = msgspec.structs.replace(known, tags=tags, deleted=False, updated_ts=ts, off=at)
+                self._put_version(version)
+            collection = _without_deleted(collection, version.number)
+        aliases = dict.fromkeys([LATEST, *event.aliases], version.number)
+        self._put_collection(applied, collection, {**collection.aliases, **aliases}, "")
+        if event.run:
+            self._edge(applied, event.run, version, "logged", "")
+
+    def _move(self, applied: Applied, event: AliasMoved) -> None:
+        collection = self._there(event.artifact)
+        found = collection.aliases.get(event.alias)
+        if event.alias == LATEST:
+            raise _Refused("expected an alias that people move, got 'latest', which names what was committed last")
+        if event.conditional and found != event.expected:
+            raise _Refused(f"expected {event.alias} to be {_named(event.expected)}, found {_named(found)}")
+        aliases = dict(collection.aliases)
+        if event.version is None:
+            if found is None:
+                raise _Refused(f"expected {event.alias} to name a version, found none")
+            del aliases[event.alias]
+        else:
+            if not 0 <= event.version < collection.versions:
+                raise _Refused(f"no such version: expected {event.artifact}:v{event.version}, found none")
+            if event.version in collection.deleted:
+                raise _Refused(f"expected a version that is there, {event.artifact}:v{event.version} is deleted")
+            aliases[event.alias] = event.version
+        self._put_collection(applied, collection, aliases, event.reason)
+
+    def _update(self, applied: Applied, event: ArtifactUpdated) -> None:
+        version = self._version(event.artifact, event.version)
+        self._put_version(
+            msgspec.structs.replace(
+                version,
+                description=version.description if event.description is None else event.description,
+                metadata=version.metadata if event.metadata is None else event.metadata,
+                tags=version.tags if event.tags is None else _distinct(event.tags),
+                updated_ts=applied.envelope.ts_server,
+                off=applied.position.offset,
+            )
+        )
+
+    def _delete(self, applied: Applied, event: ArtifactDeleted) -> None:
+        collection = self._there(event.artifact)
+        version = self._version(event.artifact, event.version)
+        named = [alias for alias in collection.named(version.number) if alias != LATEST]
+        if named and not event.with_aliases:
+            raise _Refused(
+                f"expected a version without aliases, {event.artifact}:v{version.number} is {', '.join(named)}"
+            )
+        deleted = sorted([*collection.deleted, version.number])
+        collection = msgspec.structs.replace(collection, deleted=deleted)
+        aliases = {alias: n for alias, n in collection.aliases.items() if n != version.number}
+        if LATEST in collection.aliases and LATEST not in aliases and collection.last is not None:
+            aliases[LATEST] = collection.last
+        self._put_version(_changed(applied, version, deleted=True))
+        self._put_collection(applied, collection, aliases, event.reason)
+
+    def _restore(self, applied: Applied, event: ArtifactRestored) -> None:
+        collection = self._there(event.artifact)
+        version = self._version(event.artifact, event.version, deleted=True)
+        collection = _without_deleted(collection, version.number)
+        aliases = dict(collection.aliases)
+        aliases.setdefault(LATEST, version.number)
+        self._put_version(_changed(applied, version, deleted=False))
+        self._put_collection(applied, collection, aliases, "")
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def _collection(self, path: str) -> Collection | None:
+        return self.changes.state.collections.get(path) or self._before.collections.get(path)
+
+    def _there(self, path: str) -> Collection:
+        collection = self._collection(path)
+        if collection is None:
+            raise _Refused(f"no such artifact: expected {path!r}, found none")
+        return collection
+
+    def _known(self, event: ArtifactCommitted) -> Version | None:
+        key = DigestKey(event.artifact, event.digest)
+        number = self.changes.state.digests.get(key, self._before.digests.get(key))
+        return None if number is None else self._row(VersionKey(event.artifact, number))
+
+    def _row(self, key: VersionKey) -> Version | None:
+        return self.changes.state.versions.get(key) or self._before.versions.get(key)
+
+    def _version(self, path: str, number: int, *, deleted: bool = False) -> Version:
+        version = self._row(VersionKey(path, number))
+        if version is None:
+            raise _Refused(f"no such version: expected {path}:v{number}, found none")
+        if version.deleted != deleted:
+            raise _Refused(f"expected a version that is {_state(deleted)}, {path}:v{number} is {_state(not deleted)}")
+        return version
+
+    def _put_version(self, version: Version) -> None:
+        self.changes.versions.append(version)
+        self.changes.state.versions[VersionKey(version.artifact, version.number)] = version
+        self.changes.state.digests[DigestKey(version.artifact, version.digest)] = version.number
+
+    def _put_collection(self, applied: Applied, collection: Collection, aliases: dict[str, int], reason: str) -> None:
+        """The collection with other aliases; what moved is told."""
+        before = collection.aliases
+        row = msgspec.structs.replace(collection, aliases=aliases, off=applied.position.offset)
+        self.changes.collections.append(row)
+        self.changes.state.collections[row.path] = row
+        envelope = applied.envelope
+        for alias in sorted(before.keys() | aliases.keys()):
+            if (was := before.get(alias)) != (now := aliases.get(alias)):
+                self.changes.moves.append(
+                    Move(
+                        row.path,
+                        alias,
+                        now,
+                        was,
+                        row.off,
+                        envelope.ts_server,
+                        envelope.actor,
+                        envelope.credential,
+                        reason,
+                    )
+                )
+
+    def _edge(self, applied: Applied, run: str, version: Version, kind: Literal["logged", "used"], alias: str) -> None:
+        at, ts = applied.position.offset, applied.envelope.ts_server
+        self.changes.edges.append(Edge(run, version.artifact, version.number, kind, alias, at, ts))
+
+
+def _changed(applied: Applied, version: Version, *, deleted: bool) -> Version:
+    ts, off = applied.envelope.ts_server, applied.position.offset
+    return msgspec.structs.replace(version, deleted=deleted, updated_ts=ts, off=off)
+
+
+def _without_deleted(collection: Collection, number: int) -> Collection:
+    return msgspec.structs.replace(collection, deleted=[n for n in collection.deleted if n != number])
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _named(version: int | None) -> str:
+    return "no version" if version is None else f"v{version}"
+
+
+def _state(deleted: bool) -> str:
+    return "deleted" if deleted else "there"
