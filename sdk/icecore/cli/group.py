@@ -17,6 +17,9 @@ CLIENT_COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("icecore.cli.runs:run", "Show one run."),
     "history": ("icecore.cli.history:history", "Show a run's metrics, or write them to a file."),
     "console": ("icecore.cli.runs:console", "Print what a run printed."),
+    "artifacts": ("icecore.cli.artifacts:artifacts", "List the artifacts of a project."),
+    "artifact": ("icecore.cli.artifacts:artifact", "Look at versions, and at what they were made from."),
+    "alias": ("icecore.cli.artifacts:alias", "Move aliases, and see where they were."),
     "sync": ("icecore.cli.sync:sync", "Send what is waiting on this machine."),
     "log": ("icecore.cli.log:log", "Look at the events themselves."),
 }

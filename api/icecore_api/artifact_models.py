@@ -1,0 +1,130 @@
+"""The shapes of answers and commands about artifacts, as OpenAPI shows them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from icecore_api.models import Answer
+
+
+class VersionAnswer(Answer):
+    """A version of an artifact."""
+
+    path: str = Field(description="entity/project/name")
+    entity: str
+    project: str
+    name: str
+    type: str
+    version: str = Field(description="v0, v1, …")
+    digest: str = Field(description="SHA-256 of the manifest")
+    size: int = Field(description="bytes of its files")
+    files: int
+    description: str
+    metadata: dict[str, Any]
+    tags: list[str]
+    aliases: list[str]
+    state: Literal["committed", "deleted"]
+    run: str | None = Field(description="the run that logged it first")
+    user: str
+    created_at: str | None
+    updated_at: str | None
+
+
+class ArtifactAnswer(Answer):
+    """An artifact: all its versions."""
+
+    path: str
+    name: str
+    type: str
+    versions: int = Field(description="those that are not deleted")
+    aliases: dict[str, str]
+    created_at: str | None
+    user: str
+
+
+class ArtifactsAnswer(Answer):
+    """The artifacts of a project."""
+
+    artifacts: list[ArtifactAnswer]
+
+
+class VersionsPage(Answer):
+    """Versions of an artifact, newest first."""
+
+    versions: list[VersionAnswer]
+    cursor: str | None
+
+
+class AliasState(Answer):
+    """What an alias names now, and what it named before."""
+
+    alias: str
+    version: str | None
+    before: str | None
+
+
+class AliasMove(Answer):
+    """A move of an alias."""
+
+    version: str | None
+    before: str | None
+    at: str | None
+    user: str
+    credential: str
+    reason: str
+    position: str
+
+
+class AliasHistory(Answer):
+    """The moves of an alias, the last first."""
+
+    alias: str
+    history: list[AliasMove]
+
+
+class LineageAnswer(Answer):
+    """A neighbourhood of the graph of runs and versions."""
+
+    nodes: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
+    cut: bool = Field(description="whether there is more within the depth")
+
+
+class _Command(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Commit(_Command):
+    """A manifest to become a version."""
+
+    type: str
+    manifest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the manifest, which is a blob")
+    description: str = ""
+    metadata: dict[str, Any] = {}
+    aliases: list[str] = []
+    tags: list[str] = []
+    run: str = ""
+
+
+class VersionPatch(_Command):
+    """What people say about a version; what is left out stays."""
+
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    tags: list[str] | None = None
+
+
+class AliasPatch(_Command):
+    """Where an alias is to go."""
+
+    version: str | None = Field(description="v3; null takes the alias away")
+    expected: str | None = Field(None, description="what it must name so far; null where it must not be there yet")
+    reason: str = ""
+
+
+class Use(_Command):
+    """A run that takes a version as its input."""
+
+    run: str

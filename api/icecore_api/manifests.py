@@ -1,0 +1,78 @@
+"""What must hold of a manifest before it may become a version."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from icecore import manifest
+from icecore.errors import BlobsMissing, Invalid, NotFound, TooLarge
+from icecore.limits import most
+from icecore.manifest import Entry
+from icecore_api.blobs.store import BlobStore
+
+_NAMED: Final = 100
+"""Missing digests that an error lists, at most."""
+
+
+async def read_manifest(blobs: BlobStore, digest: str) -> dict[str, Entry]:
+    """The entries of a manifest that is a blob.
+
+    Raises:
+        BlobsMissing: there is no such blob. Invalid: it is no manifest. TooLarge: it names too many files.
+        BlobDamaged: it is no longer what was sent.
+    """
+    try:
+        data = await blobs.read(digest)
+    except NotFound as error:
+        raise BlobsMissing(
+            f"expected the manifest {digest} as a blob, got none",
+            hint="send it by PUT blobs/{digest} first",
+            missing=[digest],
+        ) from error
+    return await asyncio.to_thread(_checked, data)
+
+
+async def check_manifest(blobs: BlobStore, digest: str) -> tuple[int, int]:
+    """See that a manifest is one, and that every blob it names is there with the size it says.
+
+    Returns:
+        How many files it names, and the bytes of those that are kept here.
+
+    Raises:
+        BlobsMissing: `missing` has the first digests of those that are not there.
+        Invalid: a size is another one; or as `read_manifest`.
+    """
+    entries = await read_manifest(blobs, digest)
+    wanted = await asyncio.to_thread(manifest.blob_sizes, entries)
+    found = await blobs.sizes(list(wanted))
+    missing = [blob for blob in wanted if blob not in found]
+    if missing:
+        raise BlobsMissing(
+            f"expected all {len(wanted)} blobs of a manifest, got {len(missing)} that are not there",
+            hint="POST blobs/missing says which; send them first",
+            missing=missing[:_NAMED],
+        )
+    for blob, size in wanted.items():
+        if found[blob] != size:
+            raise Invalid(f"expected {size} bytes of {blob}, as the manifest says, got {found[blob]}", digest=blob)
+    files = sum(not path.endswith("/") for path in entries)
+    return files, sum(entry.size or 0 for entry in entries.values() if entry.is_blob)
+
+
+def _checked(data: bytes) -> dict[str, Entry]:
+    entries: Mapping[str, Entry] = manifest.decode(data)
+    if len(entries) > most("artifact_files"):
+        raise TooLarge(
+            f"expected at most {most('artifact_files')} files in a version, got {len(entries)}",
+            limit="artifact_files",
+            most=most("artifact_files"),
+            value=len(entries),
+        )
+    if manifest.encode(entries) != data:
+        raise Invalid(
+            "expected a manifest with sorted keys and without spaces: the same files give the same bytes",
+            hint="docs/decisions/0008-artifacts.md has the form",
+        )
+    return dict(entries)

@@ -1,0 +1,59 @@
+"""What people call a version of an artifact: `entity/project/name:alias`, with parts left out."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from icecore.errors import UsageError
+
+LATEST: Final = "latest"
+
+
+class Name(NamedTuple):
+    """A version by its name."""
+
+    entity: str
+    project: str
+    name: str
+    ref: str
+    """An alias, or v3."""
+
+    @property
+    def path(self) -> str:
+        """The artifact: entity/project/name."""
+        return f"{self.entity}/{self.project}/{self.name}"
+
+    @property
+    def route(self) -> str:
+        """Of the artifact, below /api/v1/."""
+        return "artifacts/" + "/".join(quote(part, safe="") for part in (self.entity, self.project, self.name))
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.ref}"
+
+
+def parse_name(text: str, entity: str, project: str, ref: str = LATEST) -> Name:
+    """Read `name`, `name:ref`, `project/name:ref` or `entity/project/name:ref`.
+
+    Args:
+        text: what was typed.
+        entity: where none is named.
+        project: where none is named.
+        ref: where none is named.
+
+    Raises:
+        UsageError: it is none of these, or a part that was left out is not known.
+    """
+    path, colon, named = text.rpartition(":")
+    path, named = (path, named) if colon else (text, ref)
+    parts = path.split("/")
+    if not 1 <= len(parts) <= 3 or not all(parts) or not named:
+        raise UsageError(f"expected an artifact such as entity/project/name:latest, got {text[:200]!r}")
+    if len(parts) < 2 and not project:
+        raise UsageError(
+            f"expected an artifact with its project, got {text[:200]!r}",
+            hint="say project/name, or set ICECORE_PROJECT",
+        )
+    full = [entity, project][: 3 - len(parts)] + parts
+    return Name(*full, named)
