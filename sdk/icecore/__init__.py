@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from icecore.api import Api as Api
+    from icecore.artifact import Artifact as Artifact
     from icecore.config import Config as Config
     from icecore.errors import IcecoreError as IcecoreError
     from icecore.errors import UsageError as UsageError
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES: Final = {
     "Api": "icecore.api",
+    "Artifact": "icecore.artifact",
     "Config": "icecore.config",
     "IcecoreError": "icecore.errors",
     "Run": "icecore.run",
@@ -53,6 +55,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Api",
+    "Artifact",
     "Config",
     "IcecoreError",
     "Run",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, overload
 from urllib.parse import quote, urljoin
 
+from icecore.api_artifacts import ArtifactQueries
 from icecore.errors import NotFound, UsageError
 from icecore.http import JsonClient
 from icecore.readout import Row, finite_or_float, frame, stream_rows, thin, want_frame
@@ -24,7 +25,7 @@ ORDER_DEFAULT: Final = "+created_at"
 PROJECTS_NAMED: Final = 10
 
 
-class Api:
+class Api(ArtifactQueries):
     """A server's runs, as the caller may see them.
 
     Args:
@@ -126,8 +127,7 @@ class User(str):
         """The name itself."""
         return str(self)
 
-    username = name
-    entity = name
+    username = entity = name
 
 
 class Project:

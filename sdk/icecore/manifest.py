@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -68,7 +68,7 @@ class PathChecker:
                 _check_name(part, path)
             self._good.add(folder)
         _check_name(name, path)
-        if not path.isascii() and len(path.encode()) > PATH_BYTES_MOST or len(path) > PATH_BYTES_MOST:
+        if (not path.isascii() and len(path.encode()) > PATH_BYTES_MOST) or len(path) > PATH_BYTES_MOST:
             raise _refused(path, f"a path of at most {PATH_BYTES_MOST} bytes")
         return path
 
@@ -104,7 +104,7 @@ def _refused(path: str, expected: str) -> Invalid:
     )
 
 
-def check_tree(paths: Iterable[str]) -> None:
+def check_tree(paths: Collection[str]) -> None:
     """See that no path is a file and a folder at once.
 
     Raises:
@@ -196,7 +196,7 @@ def _entry(path: str, told: Any) -> Entry:
         whole = isinstance(ref, str) and ref and (size is None or sized) and isinstance(digest, str | None)
         if not whole or path.endswith("/"):
             raise Invalid(f"expected a reference to a URI, got {str(told)[:120]} for {path!r}")
-        return Entry(digest or "", size, ref)
+        return Entry(digest or "", size, str(ref))
     if not (isinstance(digest, str) and _DIGEST.fullmatch(digest) and sized):
         raise Invalid(f"expected a hex SHA-256 and a size, got {str(told)[:120]} for {path!r}")
     if path.endswith("/") and (digest != EMPTY_DIGEST or size):

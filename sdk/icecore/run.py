@@ -23,6 +23,7 @@ from icecore.fields import check_notes, check_tags, check_text
 from icecore.history import History
 from icecore.lanes import CLOSED, VALUES_HIGH, Lane, opened
 from icecore.recorder import Recorder
+from icecore.run_artifacts import RunArtifacts
 from icecore.settings import Settings
 from icecore.summary import KINDS, Summary
 from icecore.transport import Transport
@@ -33,7 +34,7 @@ _SUMMARY_KEYS: Final = 1_000
 _SIGTERM_SECONDS: Final = 10.0
 
 
-class Run:
+class Run(RunArtifacts):
     """One run of a training. `icecore.init` makes it; it is safe to use from many threads and forked children."""
 
     def __init__(
@@ -451,16 +452,18 @@ class Run:
             return  # disabled, or a forked child that never logged
         if self._capture is not None:
             self._capture.stop()
+        silent = self._settings.silent if quiet is None else quiet
+        errors = self._finish_uploads(killed=self._ending.state == "killed", silent=silent)
         self._last_events(self._recorder)
         if self._ending.state == "finished":
             for act in self._at_clean_finish:
                 act()
-        silent = self._settings.silent if quiet is None else quiet
         timeout = self._settings.finish_timeout
         if self._ending.state == "killed":
             timeout = min(timeout, _SIGTERM_SECONDS)
         progress = not silent and sys.stderr is not None and sys.stderr.isatty()
         self._recorder.finish(timeout, progress=progress).tell(self.name, self.url, silent=silent)
+        self._tell_uploads(errors, ended_well=self._ending.state == "finished")
 
     def _last_events(self, recorder: Recorder) -> None:
         """The gathered row, what was left out, and the end."""

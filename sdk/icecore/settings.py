@@ -132,6 +132,14 @@ SETTINGS: Final = (
     Setting("ICECORE_SILENT", "silent", "no", _truth, "print nothing but warnings"),
     Setting("ICECORE_SPOOL_MAX", "spool_max", "2GB", _size, "the most disk that unsent data of one process takes"),
     Setting("ICECORE_FINISH_TIMEOUT", "finish_timeout", 60.0, _seconds, "how long `finish` waits for the upload"),
+    Setting(
+        "ICECORE_ARTIFACT_CACHE",
+        "artifact_cache",
+        "~/.cache/icecore/artifacts",
+        _folder,
+        "where files of artifacts are kept for the next download, by content",
+    ),
+    Setting("ICECORE_ARTIFACT_CACHE_MAX", "artifact_cache_max", "20GB", _size, "the most disk that these files take"),
     Setting("ICECORE_CONSOLE", "console", "auto", _console, "capture stdout and stderr: auto, redirect, wrap or off"),
     Setting("ICECORE_GIT", "git", "yes", _truth, "capture the git commit, branch, remote and uncommitted changes"),
     Setting("ICECORE_GIT_DIFF_MAX", "git_diff_max", "256KB", _size, "the most of the uncommitted changes; 0 is none"),
@@ -165,6 +173,8 @@ class Settings:
     silent: bool
     spool_max: int
     finish_timeout: float
+    artifact_cache: Path
+    artifact_cache_max: int
     console: str
     git: bool
     git_diff_max: int

@@ -1,0 +1,300 @@
+"""A version's files into a folder: from the cache where they are, else from the server; all of them checked."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+from icecore import manifest
+from icecore.blob_cache import BlobCache
+from icecore.errors import Invalid, ServerFailed, ServerUnreachable, UsageError
+from icecore.hashing import hash_descriptor, hash_files
+from icecore.manifest import Entry
+from icecore.references import fetch
+from icecore.stat_cache import StatCache
+from icecore.target import STAGING, Target, by_folder
+from icecore.transfer import PACK_BYTES, PACKED_MOST, PART_BYTES, BlobClient, Progress, parallel
+
+_BATCH: Final = 500
+_ATTEMPTS: Final = 5
+
+
+class Wanted(NamedTuple):
+    """A blob, and the paths where it is wanted."""
+
+    digest: str
+    size: int
+    paths: list[str]
+
+
+@dataclass(slots=True)
+class Downloader:
+    """Where blobs come from."""
+
+    client: BlobClient
+    cache: BlobCache
+    stats: StatCache
+    progress: Progress = field(default_factory=Progress)
+
+    def manifest(self, digest: str) -> dict[str, Entry]:
+        """A version's entries.
+
+        Raises:
+            Invalid: the manifest names what may not be written.
+        """
+        data = self._cached(digest)
+        if data is None:
+            data = _checked(digest, self.client.whole(digest))
+            self.cache.add(digest, data)
+            self.cache.settle()
+        return manifest.decode(data)
+
+    def fill(self, root: Path, entries: Mapping[str, Entry]) -> None:
+        """Put files into a folder; those that are there already, with the same bytes, are left alone.
+
+        Raises:
+            Invalid: a path is refused, or something in the folder is in the way; nothing was written.
+            UsageError: the folder cannot be written, or a reference cannot be followed.
+            ServerFailed: a blob's bytes are not its digest's.
+        """
+        checker = manifest.PathChecker()
+        for path in entries:
+            if checker.check(path).partition("/")[0] == STAGING:
+                raise Invalid(f"expected no path in {STAGING}, where downloads are until they are whole, got {path!r}")
+        manifest.check_tree(entries.keys())
+        target = Target(root)
+        target.check(entries.keys())
+        absent = self._absent(root, entries)
+        with target:
+            for folder in by_folder([path for path in absent if path.endswith("/")]):
+                with target.folder(folder):
+                    pass
+            self._blobs(target, {path: entries[path] for path in absent if not path.endswith("/")})
+        self.cache.settle()
+
+    def _absent(self, root: Path, entries: Mapping[str, Entry]) -> list[str]:
+        """The paths whose files are not yet there as they should be."""
+        there = {}
+        if root.is_dir():
+            for path, entry in entries.items():
+                with contextlib.suppress(OSError):
+                    size = (root / path).lstat().st_size
+                    if not path.endswith("/") and entry.digest and size == (size if entry.size is None else entry.size):
+                        there[path] = str(root / path)
+        found = hash_files(list(there.values()), self.stats, str(root)) if there else []
+        right = {path for path, file in zip(there, found, strict=True) if file.digest == entries[path].digest}
+        return [path for path in sorted(entries) if path not in right]
+
+    def _blobs(self, target: Target, entries: Mapping[str, Entry]) -> None:
+        wanted: dict[str, Wanted] = {}
+        references = []
+        for path, entry in entries.items():
+            if entry.is_blob:
+                wanted.setdefault(entry.digest, Wanted(entry.digest, entry.size or 0, [])).paths.append(path)
+            else:
+                references.append(path)
+        self.progress.expect(sum(one.size for one in wanted.values()))
+        parallel(lambda batch: self._batch(target, batch), _batches(wanted.values()))
+        for one in wanted.values():
+            if one.size > PART_BYTES:
+                self._large(target, one)
+        for path in references:
+            entry = entries[path]
+            folder, _, name = path.rpartition("/")
+            with target.folder(folder) as descriptor:
+                target.stream(descriptor, name, fetch(entry.ref, entry.digest, entry.size))
+
+    # ---- small and middling blobs
+
+    def _batch(self, target: Target, batch: Sequence[Wanted]) -> None:
+        absent = {}
+        with _Placer(target) as placer:
+            for one in batch:
+                data = self._cached(one.digest)
+                if data is None or len(data) != one.size:
+                    absent[one.digest] = one
+                else:
+                    self._placed(placer, one, data)
+            for digest, data in self._fetched(absent):
+                self.cache.add(digest, data)
+                self._placed(placer, absent[digest], data)
+
+    def _placed(self, placer: _Placer, one: Wanted, data: bytes) -> None:
+        for path in one.paths:
+            placer.put(path, data)
+        self.progress.add(one.size)
+
+    def _cached(self, digest: str) -> bytes | None:
+        """A blob from the cache, checked; a damaged one is dropped."""
+        descriptor = self.cache.open(digest)
+        if descriptor is None:
+            return None
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            data = file.read()
+        if hashlib.sha256(data).hexdigest() == digest:
+            return data
+        self.cache.drop(digest)
+        return None
+
+    def _fetched(self, absent: Mapping[str, Wanted]) -> Iterator[tuple[str, bytes]]:
+        """Blobs from the server, checked; an answer that ends early is asked for again, from there on."""
+        left = dict(absent)
+        if len(left) == 1:
+            (one,) = left.values()
+            yield one.digest, _checked(one.digest, self.client.whole(one.digest))
+            return
+        attempts = 0
+        while left:
+            try:
+                for digest, data in self.client.read(list(left)):
+                    if left.pop(digest, None) is None:
+                        raise ServerFailed(f"expected the blobs that were asked for, got {digest}")
+                    yield digest, _checked(digest, data)
+            except ServerUnreachable:
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise
+
+    # ---- large blobs
+
+    def _large(self, target: Target, one: Wanted) -> None:
+        """One that does not go through memory."""
+        descriptor = self.cache.open(one.digest)
+        if descriptor is not None and hash_descriptor(descriptor, one.size) != one.digest:
+            os.close(descriptor)
+            self.cache.drop(one.digest)
+            descriptor = None
+        if descriptor is None:
+            descriptor = self._fetch_large(one)
+        else:
+            self.progress.add(one.size)
+        try:
+            for path in one.paths:
+                folder, _, name = path.rpartition("/")
+                with target.folder(folder) as home:
+                    target.copy(home, name, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _fetch_large(self, one: Wanted) -> int:
+        """A descriptor of the blob, checked; parts that an earlier download brought are kept."""
+        try:
+            draft = self.cache.partial(one.digest)
+            descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UsageError(
+                f"expected a folder that can be written at {self.cache.folder}, got: {error.strerror}",
+                hint="set ICECORE_ARTIFACT_CACHE to another one",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process may be fetching it: then it is here afterwards
+            kept = self.cache.open(one.digest)
+            if kept is not None:
+                os.close(descriptor)
+                return kept
+            parts = draft.with_suffix(".parts")
+            self._fetch_parts(one, descriptor, parts)
+            if hash_descriptor(descriptor, one.size) != one.digest:
+                draft.unlink(missing_ok=True)
+                parts.unlink(missing_ok=True)
+                raise _damaged(one.digest)
+            parts.unlink(missing_ok=True)
+            if not self.cache.adopt(one.digest, draft, one.size):
+                draft.unlink(missing_ok=True)  # stays readable for as long as it is open here
+        except OSError as error:
+            os.close(descriptor)
+            raise UsageError(f"expected room for {one.size} bytes in {self.cache.folder}, got: {error}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _fetch_parts(self, one: Wanted, descriptor: int, noted: Path) -> None:
+        there = {int(line) for line in noted.read_text().split()} if noted.exists() else set()
+        count = -(-one.size // PART_BYTES)
+        self.progress.add(min(len(there) * PART_BYTES, one.size))
+        with noted.open("a") as notes:
+
+            def work(number: int) -> None:
+                start = number * PART_BYTES
+                stop = min(start + PART_BYTES, one.size)
+                data = self._part(one.digest, start, stop)
+                os.pwrite(descriptor, data, start)
+                notes.write(f"{number}\n")
+                notes.flush()
+                self.progress.add(stop - start)
+
+            parallel(work, (number for number in range(count) if number not in there))
+
+    def _part(self, digest: str, start: int, stop: int) -> bytes:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self.client.get(digest, start, stop)
+            except ServerUnreachable:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+
+class _Placer:
+    """Puts files into a target; the folder of the last one stays open for the next."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._open = contextlib.ExitStack()
+        self._folder: str | None = None
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write one file."""
+        folder, _, name = path.rpartition("/")
+        if folder != self._folder:
+            self._open.close()
+            self._descriptor = self._open.enter_context(self._target.folder(folder))
+            self._folder = folder
+        self._target.write(self._descriptor, name, data)
+
+
+def _batches(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
+    """Blobs up to a part's size, in batches of a request each."""
+    batch: list[Wanted] = []
+    size = 0
+    for one in wanted:
+        if one.size > PART_BYTES:
+            continue
+        if one.size > PACKED_MOST:
+            yield [one]
+            continue
+        if batch and (len(batch) >= _BATCH or size + one.size > PACK_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += one.size
+    if batch:
+        yield batch
+
+
+def _checked(digest: str, data: bytes) -> bytes:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _damaged(digest)
+    return data
+
+
+def _damaged(digest: str) -> ServerFailed:
+    return ServerFailed(
+        f"expected the bytes of blob {digest}, got others",
+        hint="the server's copy is damaged, or something on the way changes answers; nothing of it was written",
+        digest=digest,
+    )

@@ -1,0 +1,208 @@
+# ruff: noqa: PTH112, PTH116 - a Path for each of 100,000 files costs more than the file
+"""Local files: which there are below a folder, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import unicodedata
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from icecore.errors import UsageError
+from icecore.stat_cache import Stamp, StatCache
+from icecore.target import STAGING
+from icecore.transfer import parallel
+
+_BATCH: Final = 256
+_CHUNK: Final = 1 << 20
+_HASHERS: Final = min(os.cpu_count() or 1, 8)
+
+
+class LocalFile(NamedTuple):
+    """A file as it was when it was hashed."""
+
+    path: str
+    """Absolute, without links."""
+    stamp: Stamp
+    digest: str
+
+    def read_whole(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            UsageError: it is not the file that was hashed.
+        """
+        return self.read_part(0, self.stamp.size)
+
+    def read_part(self, start: int, size: int) -> bytes:
+        """`size` of its bytes, from `start`; errors as `read_whole`."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.changed(error.strerror or str(error)) from error
+        try:
+            if Stamp.of(os.fstat(descriptor))[:2] != self.stamp[:2]:
+                raise self.changed("another size or time")
+            data = os.pread(descriptor, size, start)
+            while len(data) < size:  # one call reads at most 2 GB, and signals cut it short
+                more = os.pread(descriptor, size - len(data), start + len(data))
+                if not more:
+                    raise self.changed("a shorter file")
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
+
+    def changed(self, found: str) -> UsageError:
+        """The error for a file that is not what it was."""
+        return UsageError(
+            f"expected {self.path} as it was when it was added, got {found}",
+            hint="nothing was stored: add it again, and do not change it until wait() or finish() has returned",
+        )
+
+
+class Found(NamedTuple):
+    """What lies below a folder."""
+
+    files: list[tuple[str, str]]
+    """(path in the artifact, absolute path)"""
+    empty_folders: list[str]
+
+
+def scan(root: str) -> Found:
+    """All files below a folder, through links that stay inside of it.
+
+    Raises:
+        UsageError: a link leads outside or in a circle, something is neither file nor folder, or a name is not UTF-8.
+    """
+    found = Found([], [])
+    real = os.path.realpath(root)
+    todo: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
+    while todo:
+        prefix, folder, above = todo.pop()
+        count = 0
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name == STAGING and not prefix:
+                    continue  # of a download into this folder that was killed
+                count += 1
+                name = _text(entry.name, folder)
+                if entry.is_symlink():
+                    target = _inside(entry.path, real)
+                    if os.path.isdir(target):
+                        if target in above:
+                            raise UsageError(f"expected links that end, got {entry.path}, which leads back to {target}")
+                        todo.append((f"{prefix}{name}/", target, (*above, target)))
+                        continue
+                elif entry.is_dir():
+                    todo.append((f"{prefix}{name}/", entry.path, (*above, entry.path)))
+                    continue
+                else:
+                    target = entry.path
+                found.files.append((f"{prefix}{name}", target))
+        if not count and prefix:
+            found.empty_folders.append(prefix)
+    return found
+
+
+def _inside(link: str, root: str) -> str:
+    target = os.path.realpath(link)
+    if target != root and not target.startswith(root.rstrip("/") + "/"):
+        raise UsageError(
+            f"expected links that stay inside {root}, got {link}, which leads to {target}",
+            hint="copy the file into the folder, or add it by itself with add_file",
+        )
+    return target
+
+
+def _text(name: str, folder: str) -> str:
+    if name.isascii():
+        return name
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"expected file names in UTF-8, got {os.fsencode(name)!r} in {folder}") from error
+    return unicodedata.normalize("NFC", name)
+
+
+def hash_files(paths: Sequence[str], cache: StatCache, folder: str) -> list[LocalFile]:
+    """The digests of files, in the order given; files that have not changed since are not read.
+
+    Args:
+        paths: absolute paths, below `folder` or equal to it.
+        cache: what is known from before, and is told what is found.
+        folder: which part of the cache is looked at.
+
+    Raises:
+        UsageError: something is no file, cannot be read, or changes meanwhile.
+    """
+    known = cache.below(folder)
+    batches = [(start, paths[start : start + _BATCH]) for start in range(0, len(paths), _BATCH)]
+    done: list[list[LocalFile]] = [[]] * len(batches)
+    fresh: list[tuple[str, Stamp, str]] = []
+    lock = threading.Lock()
+
+    def work(batch: tuple[int, Sequence[str]]) -> None:
+        start, some = batch
+        files = [_look(path, known.get(path)) for path in some]
+        done[start // _BATCH] = [file for file, _ in files]
+        with lock:
+            fresh.extend((file.path, file.stamp, file.digest) for file, read in files if read)
+
+    parallel(work, batches, _HASHERS)
+    cache.remember(fresh)
+    return [file for some in done for file in some]
+
+
+def _look(path: str, known: tuple[Stamp, str] | None) -> tuple[LocalFile, bool]:
+    """A file's digest, and whether it had to be read."""
+    try:
+        if known is not None and Stamp.of(os.stat(path)) == known[0]:
+            return LocalFile(path, *known), False
+        return LocalFile(path, *hash_file(path)), True
+    except OSError as error:
+        raise UsageError(f"expected a file that can be read at {path}, got: {error.strerror}") from error
+
+
+def hash_file(path: str) -> tuple[Stamp, str]:
+    """A file's stamp and hex SHA-256.
+
+    Raises:
+        UsageError: it is no file, or changes while it is read.
+        OSError: it cannot be read.
+    """
+    # a pipe without a writer must not hold us up
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise UsageError(f"expected a file at {path}, got a {_kind(before.st_mode)}")
+        digest = hash_descriptor(descriptor, before.st_size)
+        if before.st_size > _CHUNK and Stamp.of(os.fstat(descriptor)) != Stamp.of(before):
+            raise UsageError(f"expected {path} to stay as it is while it is read, got changes to it")
+        return Stamp.of(before), digest
+    finally:
+        os.close(descriptor)
+
+
+def hash_descriptor(descriptor: int, size: int) -> str:
+    """Hex SHA-256 of an open file of `size` bytes, from its beginning."""
+    data = os.pread(descriptor, min(size, _CHUNK), 0) if size else b""
+    hasher = hashlib.sha256(data)
+    at = len(data)
+    if at == size:
+        return hasher.hexdigest()
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
+    while count := os.preadv(descriptor, [view], at):
+        hasher.update(view[:count])
+        at += count
+    return hasher.hexdigest()
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"))
+    return next((name for test, name in kinds if test(mode)), "special file")

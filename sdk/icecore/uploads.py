@@ -1,0 +1,162 @@
+"""Blobs to the server: only those it lacks, small ones together, large ones in parts that outlive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from icecore.errors import DigestMismatch, IcecoreError, UsageError
+from icecore.hashing import LocalFile
+from icecore.transfer import PACK_BLOBS, PACK_BYTES, PACKED_MOST, PART_BYTES, BlobClient, Progress, parallel
+
+_PARTS_MOST: Final = 9_000
+"""Below what servers and S3 take."""
+
+Task = Callable[[], None]
+
+
+def part_size(size: int) -> int:
+    """Bytes of a part of a blob of so many: the same for every upload of it, so that they can go on from each other."""
+    smallest = -(-size // _PARTS_MOST)
+    return max(PART_BYTES, -(-smallest // (1 << 20)) << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a blob's bytes come from: a file, or memory."""
+
+    digest: str
+    size: int
+    file: LocalFile | None = None
+    data: bytes = b""
+
+    def part(self, start: int, size: int) -> bytes:
+        """Some of the bytes; UsageError where the file has changed."""
+        return self.data[start : start + size] if self.file is None else self.file.read_part(start, size)
+
+    def whole(self) -> bytes:
+        """All bytes, checked."""
+        data = self.part(0, self.size)
+        if self.file is not None and hashlib.sha256(data).hexdigest() != self.digest:
+            raise self.file.changed("other bytes")
+        return data
+
+    def explain(self, error: IcecoreError) -> IcecoreError:
+        """What the server's refusal of these bytes means here."""
+        if self.file is not None and isinstance(error, DigestMismatch):
+            return self.file.changed("other bytes")
+        return error
+
+
+@dataclass
+class _Large:
+    """A large blob under way."""
+
+    source: Source
+    step: int
+    left: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def upload(client: BlobClient, sources: Mapping[str, Source], progress: Progress) -> int:
+    """Send the blobs that the server lacks, several at once; how many bytes those were.
+
+    Raises:
+        UsageError: a file is not what it was when it was hashed; the server keeps none of it.
+        IcecoreError: the server refused or stayed away.
+    """
+    return send(client, [sources[digest] for digest in client.missing(sources)], progress)
+
+
+def send(client: BlobClient, sources: Iterable[Source], progress: Progress) -> int:
+    """Send these blobs; as `upload`, without asking."""
+    wanted = sorted(sources, key=lambda source: source.size)
+    total = sum(source.size for source in wanted)
+    progress.expect(total)
+    parallel(lambda task: task(), _tasks(client, wanted, progress))
+    return total
+
+
+def _tasks(client: BlobClient, sources: list[Source], progress: Progress) -> Iterator[Task]:
+    """What is to be done, in an order that keeps large blobs, which take longest, from being last alone."""
+    small = [source for source in sources if source.size <= PACKED_MOST]
+    for source in reversed(sources[len(small) :]):
+        if source.size <= PART_BYTES:
+            yield _one(client, source, progress)
+        else:
+            yield from _parts(client, source, progress)
+    for pack in _packs(small):
+        yield _pack(client, pack, progress)
+
+
+def _packs(sources: Iterable[Source]) -> Iterator[list[Source]]:
+    pack: list[Source] = []
+    size = 0
+    for source in sources:
+        if pack and (size + source.size > PACK_BYTES or len(pack) >= PACK_BLOBS):
+            yield pack
+            pack, size = [], 0
+        pack.append(source)
+        size += source.size + 40
+    if pack:
+        yield pack
+
+
+def _pack(client: BlobClient, pack: list[Source], progress: Progress) -> Task:
+    def work() -> None:
+        blobs = [(source.digest, source.whole()) for source in pack]
+        client.put_pack(blobs)
+        progress.add(sum(len(data) for _, data in blobs))
+
+    return work
+
+
+def _one(client: BlobClient, source: Source, progress: Progress) -> Task:
+    def work() -> None:
+        try:
+            client.put(source.digest, source.whole())
+        except UsageError:
+            raise
+        except IcecoreError as error:
+            raise source.explain(error) from error
+        progress.add(source.size)
+
+    return work
+
+
+def _parts(client: BlobClient, source: Source, progress: Progress) -> Iterator[Task]:
+    step = part_size(source.size)
+    count = -(-source.size // step)
+    there = client.parts(source.digest, source.size, step)
+    todo = [number for number in range(count) if number not in there]
+    progress.add(sum(min(step, source.size - number * step) for number in there if number < count))
+    large = _Large(source, step, len(todo))
+    if not todo:
+        yield lambda: _finish(client, large)
+    for number in todo:
+        yield _part(client, large, number, progress)
+
+
+def _part(client: BlobClient, large: _Large, number: int, progress: Progress) -> Task:
+    def work() -> None:
+        source, step = large.source, large.step
+        data = source.part(number * step, min(step, source.size - number * step))
+        client.put_part(source.digest, number, data, source.size, step)
+        progress.add(len(data))
+        with large.lock:
+            large.left -= 1
+            last = large.left == 0
+        if last:
+            _finish(client, large)
+
+    return work
+
+
+def _finish(client: BlobClient, large: _Large) -> None:
+    try:
+        client.finish(large.source.digest, large.source.size, large.step)
+    except IcecoreError as error:
+        raise large.source.explain(error) from error
