@@ -55,5 +55,5 @@ def parse_name(text: str, entity: str, project: str, ref: str = LATEST) -> Name:
             f"expected an artifact with its project, got {text[:200]!r}",
             hint="say project/name, or set ICECORE_PROJECT",
         )
-    full = [entity, project][: 3 - len(parts)] + parts
-    return Name(*full, named)
+    whose, where, name = [entity, project][: 3 - len(parts)] + parts
+    return Name(whose, where, name, named)
