@@ -18,6 +18,7 @@ from icecore.events import Envelope, Event, MetricsLogged, RunStarted, UserCreat
 from icecore.log import Record
 from icecore.position import Position, Token
 from icecore_api.app import create_app
+from icecore_api.blobs.local import LocalBlobs
 from icecore_api.context import Context, Report
 from icecore_ingest.identities import Identities
 from icecore_ingest.identity import new_key
@@ -123,6 +124,7 @@ async def application(folder: Path, **settings: Any) -> AsyncIterator[Applicatio
     folding = asyncio.create_task(runner.run(stop))
     identities = await Identities.open(log)
     following = asyncio.create_task(identities.follow())
+    blobs = LocalBlobs(folder / "blobs")
     operations, clock = TestOperations(), {"ahead": 0}
     context = Context(
         log=log,
@@ -131,6 +133,7 @@ async def application(folder: Path, **settings: Any) -> AsyncIterator[Applicatio
         operations=operations,
         producer=str(uuid.uuid4()),
         data=folder,
+        blobs=blobs,
         clock_ms=lambda: now_ms() + clock["ahead"],
         **settings,
     )
@@ -153,5 +156,6 @@ async def application(folder: Path, **settings: Any) -> AsyncIterator[Applicatio
         following.cancel()
         stop.set()
         await asyncio.gather(following, folding, return_exceptions=True)
+        blobs.close()
         store.close()
         await log.close()

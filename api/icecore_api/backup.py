@@ -49,6 +49,8 @@ MANIFEST: Final = "MANIFEST.json"
 PROGRESS: Final = "PROGRESS.json"
 KEPT: Final = ("blobs", "keys")
 """Folders of a data folder that the log cannot bring back."""
+_MADE_AGAIN: Final = ("drafts", "uploads", "index.db", "index.db-wal", "index.db-shm")
+"""In blobs/: what is not a blob yet, and the index, which is made from the packs where it is not there."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -217,6 +219,8 @@ class _Backup:
         for name in KEPT:
             for path in sorted((data / name).rglob("*")):
                 if path.is_symlink() or not path.is_file():
+                    continue
+                if name == "blobs" and path.relative_to(data / name).parts[0] in _MADE_AGAIN:
                     continue
                 file = str(PurePosixPath("files", *path.relative_to(data).parts))
                 entry = known.get(file)

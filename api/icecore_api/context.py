@@ -12,6 +12,7 @@ import duckdb
 from icecore.events import SessionOpened, now_ms
 from icecore.log import EventLog
 from icecore.position import Token
+from icecore_api.blobs.store import BlobStore
 from icecore_ingest.metric_defs import Metrics
 
 CRASHED_AFTER_S: Final = 300.0
@@ -116,6 +117,7 @@ class Context:
     producer: str
     """UUID of this process as a writer of commands."""
     data: Path
+    blobs: BlobStore
     processes: Callable[[], Mapping[str, Any]] = dict
     """The supervisor's word on its children: pids, restarts."""
     metrics: Metrics = field(default_factory=lambda: Metrics("store"))

@@ -34,6 +34,7 @@ from icecore.log import Record
 from icecore.settings import load_credentials, save_credentials
 from icecore_api.answers import error_answer
 from icecore_api.app import create_app
+from icecore_api.blobs.local import LocalBlobs
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.read_only import ReadOnlyLog, ReadOnlyOperations, ReadOnlyStore, as_of, open_store, refusal
 from icecore_api.replaying import read_note
@@ -188,6 +189,7 @@ async def serve(data: Path, listener: socket.socket, public_hosts: frozenset[str
     identities = await Identities.open(log)
     follower = asyncio.create_task(identities.follow())
     seen = ReadOnlyStore(store, log)
+    blobs = await asyncio.to_thread(LocalBlobs, data / "blobs", lambda: refusal(shown["time"]))
     context = Context(
         log=log,
         current_store=lambda: seen,
@@ -195,6 +197,7 @@ async def serve(data: Path, listener: socket.socket, public_hosts: frozenset[str
         operations=ReadOnlyOperations(data, store, log, shown["time"]),
         producer=shown["log_id"],
         data=data,
+        blobs=blobs,
         processes=lambda: {**processes(data), "log_at": str(where), "read_only": shown},
         clock_ms=now_ms if "asked" not in shown else lambda: int(shown["ts_ms"]),  # of a copy it stands still
         crashed_after_s=crashed_after_s,
@@ -205,6 +208,7 @@ async def serve(data: Path, listener: socket.socket, public_hosts: frozenset[str
     finally:
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
+        blobs.close()
         store.close()
         await log.close()
     return 0

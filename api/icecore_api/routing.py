@@ -20,7 +20,9 @@ from icecore_api.answers import error_answer, index_page
 from icecore_api.context import Context, Principal
 from icecore_api.models import ErrorBody
 
-Permission = Literal["public", "run:read", "run:write", "log:read", "ops:read", "ops:admin", "viewer"]
+Permission = Literal[
+    "public", "run:read", "run:write", "artifact:read", "artifact:write", "log:read", "ops:read", "ops:admin", "viewer"
+]
 PERMISSIONS: Final = frozenset(get_args(Permission))
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +35,9 @@ _WHY: Final = {
     405: "The path does not take this method.",
     409: "The fold decided otherwise: the message says what was found.",
     413: "Over a size limit, which the error names.",
+    416: "The bytes asked for are beyond the end.",
     422: "Readable, but breaks a rule or a limit, which the error names.",
+    500: "What is stored is damaged.",
     503: "Not now: the store is behind the position asked for, or busy. `Retry-After` says when to try again.",
 }
 

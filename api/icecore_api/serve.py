@@ -21,6 +21,7 @@ from icecore.errors import IcecoreError
 from icecore.journal import say
 from icecore.lifeline import end_with_parent
 from icecore_api.app import create_app
+from icecore_api.blobs.local import LocalBlobs
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.folding import Folding
 from icecore_api.operations import LiveOperations
@@ -72,6 +73,7 @@ async def serve(settings: Settings) -> int:
             _leave_key(made, data / "owner-key")
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
+    blobs = await asyncio.to_thread(LocalBlobs, data / "blobs")
     context = Context(
         log=log,
         current_store=lambda: folding.store,
@@ -79,6 +81,7 @@ async def serve(settings: Settings) -> int:
         operations=LiveOperations(data, settings.log_address, folding),
         producer=str(uuid.uuid4()),
         data=data,
+        blobs=blobs,
         processes=lambda: {**processes(data), **_log_words(settings.log_address), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
         metrics=metrics,
@@ -99,6 +102,7 @@ async def serve(settings: Settings) -> int:
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
         await asyncio.to_thread(folding.stop)
+        blobs.close()
         await log.close()
     return 0
 

@@ -13,7 +13,10 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
     |-- NotFound          404
     |-- Conflict          409   the fold decided otherwise: expected v4, found v5
     |-- TooLarge          413   a size limit (limits.py)
+    |-- RangeNotThere     416   the bytes asked for are beyond the end: `size`
     |-- Invalid           422   readable, but breaks a rule or a limit
+    |   |-- DigestMismatch  422   the bytes are not those of the digest they were sent under
+    |   `-- BlobsMissing    422   blobs that are named are not there: `missing`
     |-- TooBusy           429   this key has too many bytes in flight
     |-- StoreLost         502   the store went away before it answered
     |-- Unavailable       503   try again later
@@ -37,6 +40,9 @@ step to take. `status` is the HTTP status the API answers with, `code` the word 
     |   |-- LogTopicMissing     a topic is not there
     |   |-- LogTruncated        records were deleted or lost
     |   `-- LogDrift            a topic's settings could lose records
+    |-- BlobError         503   the blobs cannot be written or read
+    |   `-- BlobsFull           no space left: nothing of what was sent is kept
+    |-- BlobDamaged       500   what is stored is no longer what was sent
     `-- StoreError        503   the projection store cannot be used
         |-- StoreDamaged        set aside and rebuilt from the log
         |-- StoreTooNew         written by a newer icecore: set aside and rebuilt
@@ -136,11 +142,30 @@ class TooLarge(IcecoreError):
     code = "too_large"
 
 
+class RangeNotThere(IcecoreError):
+    """The bytes asked for are beyond the end; `size` is in the facts."""
+
+    status = 416
+    code = "range"
+
+
 class Invalid(IcecoreError):
     """Readable, but breaks a rule or a limit."""
 
     status = 422
     code = "invalid"
+
+
+class DigestMismatch(Invalid):
+    """The bytes are not those of the digest they were sent under; `digest` and `got` are in the facts."""
+
+    code = "digest_mismatch"
+
+
+class BlobsMissing(Invalid):
+    """Blobs that are named are not there; `missing` in the facts lists their digests."""
+
+    code = "blobs_missing"
 
 
 class TooBusy(IcecoreError):
@@ -285,6 +310,25 @@ class LogDrift(LogError):
     """A topic's settings could lose records; `drift` in the facts lists setting, what it is and what it must be."""
 
     code = "log_drift"
+
+
+class BlobError(IcecoreError):
+    """The blobs cannot be written or read."""
+
+    status = 503
+    code = "blobs"
+
+
+class BlobsFull(BlobError):
+    """No space left; nothing of what was sent is kept, and what was there before is safe."""
+
+    code = "blobs_full"
+
+
+class BlobDamaged(IcecoreError):
+    """What is stored is no longer what was sent; `digest` is in the facts. A backup may still have it."""
+
+    code = "blob_damaged"
 
 
 class StoreError(IcecoreError):

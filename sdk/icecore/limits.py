@@ -28,6 +28,12 @@ LimitName = Literal[
     "series_per_request",
     "series_points",
     "filter_nodes",
+    "artifact_files",
+    "blob_bytes",
+    "blob_pack_bytes",
+    "digests_per_request",
+    "upload_part_bytes",
+    "upload_parts",
 ]
 
 
@@ -62,6 +68,12 @@ _TABLE: Final = (
     Limit("series_per_request", 10_000, "series", "runs times keys in one series request"),
     Limit("series_points", 5_000_000, "points", "points or buckets in one series answer; exports have no limit"),
     Limit("filter_nodes", 256, "nodes", "operators and values in one filter"),
+    Limit("artifact_files", 1_000_000, "files", "files of one version of an artifact"),
+    Limit("blob_bytes", 5 << 40, "bytes", "one file of an artifact; what S3 takes as one object"),
+    Limit("blob_pack_bytes", 64 * _MB, "bytes", "small blobs sent in one request; it is all or nothing"),
+    Limit("digests_per_request", 10_000, "digests", "blobs asked about, or read, in one request"),
+    Limit("upload_part_bytes", 1 << 30, "bytes", "one part of a large blob"),
+    Limit("upload_parts", 10_000, "parts", "parts of a large blob; as many as S3 takes"),
 )
 
 LIMITS: Final[dict[LimitName, Limit]] = {limit.name: limit for limit in _TABLE}

@@ -1,0 +1,391 @@
+"""Blobs in a folder of this machine.
+
+    DATA/blobs/packs/NAME.pack      small blobs that came together (`packs`)
+    DATA/blobs/whole/ab/abcd…       every other blob, a file of its own
+    DATA/blobs/index.db             where the packed ones lie (`index`); made again where it is not there
+    DATA/blobs/drafts/              what is being written (`drafts`)
+    DATA/blobs/uploads/             large blobs that come in parts (`uploads`)
+
+One process has the folder. A file gets its name only once its bytes are checked and durable, and whoever gives a name
+holds the lock, so that a blob that comes twice at once is kept once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from icecore.errors import BlobDamaged, BlobsMissing, Conflict, IcecoreError, Invalid, NotFound
+from icecore.events import uuid7
+from icecore_api.blobs.drafts import Draft, fill, publish, trouble
+from icecore_api.blobs.index import Index, Place
+from icecore_api.blobs.packs import MAGIC, Entry, checked, entries, frame_head, mismatch, table
+from icecore_api.blobs.reading import LocalBlob, Pulled, frames_of
+from icecore_api.blobs.scrubbing import scrub
+from icecore_api.blobs.store import (
+    SMALL_BYTES,
+    Hurt,
+    Orphan,
+    Parts,
+    Progress,
+    UnderWay,
+    check_digest,
+)
+from icecore_api.blobs.uploads import Upload, Uploads, check_parts
+
+T = TypeVar("T")
+_THREADS: Final = 16
+_FOLDERS: Final = ("packs", "whole", "drafts", "uploads")
+
+
+class LocalBlobs:
+    """A `BlobStore` in a folder.
+
+    Args:
+        folder: DATA/blobs; made where it is not there.
+        refuse: makes the error for whatever would change the folder; None lets it be changed.
+
+    Raises:
+        BlobError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, refuse: Callable[[], IcecoreError] | None = None) -> None:
+        self.folder = folder
+        self._refuse = refuse
+        self._packs, self._whole, self._drafts = folder / "packs", folder / "whole", folder / "drafts"
+        self._naming = threading.Lock()
+        self._active: set[str] = set()
+        self._threads = ThreadPoolExecutor(_THREADS, "blobs")
+        with trouble(f"open the blobs in {folder}"):
+            if refuse is None:
+                for name in _FOLDERS:
+                    (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.index = Index(folder / "index.db" if refuse is None else None, self._packs)
+        self._uploads = Uploads(folder / "uploads")
+
+    def close(self) -> None:
+        """Wait for what is being written, and let go of the index."""
+        self._threads.shutdown()
+        self.index.close()
+
+    def _in_thread(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        """In a thread of the blobs' own: what hashes for long keeps nothing else waiting."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    # -------------------------------------------------------------------------------------------------- what is there
+
+    async def missing(self, digests: Sequence[str]) -> list[str]:
+        """Those of `digests` that are not there, in their order, each once."""
+        found = await self.sizes(digests)
+        return [digest for digest in dict.fromkeys(digests) if digest not in found]
+
+    async def sizes(self, digests: Sequence[str]) -> dict[str, int]:
+        """Bytes of those of `digests` that are there."""
+        for digest in digests:
+            check_digest(digest)
+        with trouble("look for blobs"):
+            return await self._in_thread(self._sizes, digests)
+
+    def _sizes(self, digests: Sequence[str]) -> dict[str, int]:
+        found = {digest: place.size for digest, place in self.index.find(digests).items()}
+        for digest in digests:
+            if digest not in found:
+                with contextlib.suppress(FileNotFoundError):
+                    found[digest] = self._path(digest).stat().st_size
+        return found
+
+    def _path(self, digest: str) -> Path:
+        return self._whole / check_digest(digest)[:2] / digest
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    async def put(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
+        """Make one blob of what comes; durable on return. Answers its size."""
+        check_digest(digest)
+        self._may_write()
+        with trouble(f"keep blob {digest}"):
+            async with self._draft() as draft:
+                await fill(chunks, draft.write, "blob_bytes", self._threads)
+                await self._in_thread(self._name, draft, digest)
+                return draft.size
+
+    async def put_small(self, chunks: AsyncIterator[bytes]) -> int:
+        """Make blobs of frames, all or none; durable on return. Answers how many there were."""
+        self._may_write()
+        with trouble("keep small blobs"):
+            async with self._draft(hashed=False) as draft:
+                draft.write([MAGIC])
+                await fill(chunks, draft.write, "blob_pack_bytes", self._threads)
+                return await self._in_thread(self._name_pack, draft)
+
+    def _name(self, draft: Draft, digest: str) -> None:
+        if draft.digest != digest:
+            raise mismatch(digest, draft.digest)
+        if self._sizes([digest]):
+            return
+        draft.sync()
+        with self._naming:
+            if not self._sizes([digest]):
+                draft.become(self._path(digest))
+
+    def _name_pack(self, draft: Draft) -> int:
+        if draft.size == len(MAGIC):
+            return 0
+        with draft.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+            found = {entry.digest: entry for entry in checked(buffer, _small(entries(buffer, len(MAGIC), draft.size)))}
+            with self._naming:
+                there = self._sizes([digest.hex() for digest in found])
+                new = [entry for digest, entry in found.items() if digest.hex() not in there]
+                if not new:
+                    return len(found)
+                if sum(40 + entry.size for entry in new) + len(MAGIC) == draft.size:
+                    self._seal(draft, new)
+                else:
+                    self._seal_again(buffer, new)
+        return len(found)
+
+    def _seal_again(self, buffer: mmap.mmap, new: Sequence[Entry]) -> None:
+        """A pack of only those frames that are new."""
+        draft, moved, at = Draft(self._drafts, hashed=False), [], len(MAGIC)
+        self._active.add(draft.path.name)
+        try:
+            draft.write([MAGIC])
+            for entry in new:
+                head = frame_head(entry.digest, entry.size)
+                draft.write([head, buffer[entry.offset : entry.offset + entry.size]])
+                moved.append(Entry(entry.digest, at + len(head), entry.size))
+                at += len(head) + entry.size
+            self._seal(draft, moved)
+        finally:
+            draft.discard()
+            self._active.discard(draft.path.name)
+
+    def _seal(self, draft: Draft, found: Sequence[Entry]) -> None:
+        """Make a pack of a draft and take its rows; what has no rows is no pack."""
+        name = f"{uuid7()}.pack"
+        draft.write([table(found, draft.size)])
+        draft.sync()
+        draft.become(self._packs / name)
+        try:
+            self.index.add(name, found)
+        except BaseException:
+            (self._packs / name).unlink(missing_ok=True)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _draft(self, *, hashed: bool = True) -> AsyncIterator[Draft]:
+        """A draft that is thrown away at the end unless it got its name."""
+        draft = Draft(self._drafts, hashed=hashed)
+        self._active.add(draft.path.name)
+        try:
+            yield draft
+        finally:  # shielded: a client that has gone cancels this, and the file must go all the same
+            await asyncio.shield(self._in_thread(self._discard, draft))
+
+    def _discard(self, draft: Draft) -> None:
+        draft.discard()
+        self._active.discard(draft.path.name)
+
+    def _may_write(self) -> None:
+        if self._refuse is not None:
+            raise self._refuse()
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    async def open(self, digest: str) -> LocalBlob:
+        """A blob to read from."""
+        check_digest(digest)
+        with trouble(f"read blob {digest}"):
+            return await self._in_thread(self._opened, digest)
+
+    def _opened(self, digest: str) -> LocalBlob:
+        place = self.index.find([digest]).get(digest)
+        path = self._packs / place.pack if place else self._path(digest)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            if place is None:
+                raise NotFound(f"no such blob: {digest}", hint="POST blobs/missing says which are not there") from error
+            raise BlobDamaged(f"expected blob {digest} in {path}, which is not there", digest=digest) from error
+        return LocalBlob(digest, handle, place or Place("", 0, os.fstat(handle).st_size))
+
+    async def read(self, digest: str) -> bytes:
+        """All bytes of a blob, checked."""
+        blob = await self.open(digest)
+        try:
+            with trouble(f"read blob {digest}"):
+                return await self._in_thread(blob.whole)
+        finally:
+            blob.close()
+
+    async def read_many(self, digests: Sequence[str]) -> AsyncIterator[bytes]:
+        """Frames of blobs, in the order asked, in pieces; each is checked."""
+        found = await self.sizes(digests)
+        if missing := [digest for digest in dict.fromkeys(digests) if digest not in found]:
+            raise blobs_missing(missing)
+        return Pulled(frames_of(digests, self._opened)).pieces()
+
+    # -------------------------------------------------------------------------------------------------------- by parts
+
+    async def put_part(self, parts: Parts, part: int, chunks: AsyncIterator[bytes]) -> None:
+        """Keep a part of a large blob; durable on return."""
+        expected = check_parts(parts).size_of(part)
+        self._may_write()
+        with trouble(f"keep part {part} of blob {parts.digest}"):
+            upload = await _not_lost(self._in_thread(self._uploads.take, parts), self._uploads.give_back)
+            try:
+                coming = _Part(upload, part, expected)
+                await fill(chunks, coming.take, "upload_part_bytes", self._threads)
+                coming.check()
+                await asyncio.shield(self._in_thread(upload.keep, part))
+            finally:
+                self._uploads.give_back(upload)
+
+    async def under_way(self, digest: str) -> list[UnderWay]:
+        """The uploads of a blob that are not finished, the one last written to first."""
+        check_digest(digest)
+        with trouble("look for uploads"):
+            return await self._in_thread(self._uploads.under_way, digest)
+
+    async def complete(self, parts: Parts) -> int:
+        """Check all bytes and make them a blob. Answers its size; also where it is a blob already."""
+        check_parts(parts)
+        self._may_write()
+        with trouble(f"complete blob {parts.digest}"):
+            return await self._in_thread(self._complete, parts)
+
+    def _complete(self, parts: Parts) -> int:
+        if size := self._sizes([parts.digest]):
+            self._uploads.remove(parts)
+            return size[parts.digest]
+        upload = self._uploads.take(parts)
+        try:
+            upload.complete(lambda file: self._publish(file, parts.digest))
+        except Conflict:
+            if size := self._sizes([parts.digest]):  # another request was first
+                return size[parts.digest]
+            raise
+        finally:
+            self._uploads.give_back(upload)
+        return parts.size
+
+    def _publish(self, file: Path, digest: str) -> None:
+        with self._naming:
+            if not self._sizes([digest]):
+                publish(file, self._path(digest))
+
+    # ------------------------------------------------------------------------------------------------------- upkeep
+
+    async def orphans(self) -> list[Orphan]:
+        """What interrupted uploads have left; what is being written now is not among it."""
+        with trouble("look for what interrupted uploads left"):
+            return await self._in_thread(self._orphans)
+
+    def _orphans(self) -> list[Orphan]:
+        drafts = [path for path in sorted(self._drafts.glob("*.draft")) if path.name not in self._active]
+        uploads = [path for path, parts in self._uploads.all() if not self._uploads.in_use(parts)]
+        with contextlib.suppress(FileNotFoundError):  # it was finished meanwhile
+            return [_orphan(path, "draft", [path]) for path in drafts] + [
+                _orphan(path, "upload", list(path.iterdir())) for path in uploads
+            ]
+        return self._orphans()
+
+    async def remove_orphans(self, older_than_s: float) -> list[Orphan]:
+        """Remove those not written to for so long. Answers which."""
+        self._may_write()
+        with trouble("remove what interrupted uploads left"):
+            return await self._in_thread(self._remove_orphans, older_than_s)
+
+    def _remove_orphans(self, older_than_s: float) -> list[Orphan]:
+        of_uploads = {path.name: parts for path, parts in self._uploads.all()}
+        removed = []
+        for orphan in self._orphans():
+            if orphan.age_s < older_than_s:
+                continue
+            if orphan.kind == "draft":
+                (self._drafts / orphan.name).unlink(missing_ok=True)
+                removed.append(orphan)
+            elif self._uploads.remove(of_uploads[orphan.name]):
+                removed.append(orphan)
+        return removed
+
+    def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
+        """Read every blob again; those that are damaged or missing."""
+        return scrub(self.index, self._packs, self._whole, progress)
+
+    def each(self) -> Iterator[tuple[str, int, str]]:
+        """Digest, size and file of every blob."""
+        for pack in self.index.packs():
+            for entry in self.index.of_pack(pack):
+                yield entry.digest.hex(), entry.size, f"packs/{pack}"
+        for path in sorted(self._whole.glob("??/*")):
+            yield path.name, path.stat().st_size, f"whole/{path.parent.name}/{path.name}"
+
+
+class _Part:
+    """The bytes of a part as they come: never more than it has."""
+
+    def __init__(self, upload: Upload, part: int, expected: int) -> None:
+        self._upload = upload
+        self._part = part
+        self._expected = expected
+        self._got = 0
+
+    def take(self, pieces: Sequence[bytes]) -> None:
+        at = self._got
+        self._got += sum(map(len, pieces))
+        if self._got > self._expected:
+            self.check()
+        self._upload.write(self._part, at, pieces)
+
+    def check(self) -> None:
+        if self._got != self._expected:
+            raise Invalid(
+                f"expected {self._expected} bytes of part {self._part}, got {self._got}",
+                where="part",
+                hint="parts are of `part_size` bytes each; only the last one is shorter",
+            )
+
+
+async def _not_lost(taking: asyncio.Future[T], give_back: Callable[[T], Any]) -> T:
+    """What is taken in a thread; given back where nobody waits for it any more."""
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(lambda done: None if done.exception() else give_back(done.result()))
+        raise
+
+
+def blobs_missing(digests: Sequence[str]) -> BlobsMissing:
+    """The error for blobs that are named and not there."""
+    return BlobsMissing(
+        f"expected {len(digests)} more blobs, the first is {digests[0]}",
+        hint="send them (PUT blobs/DIGEST, POST blobs/pack), then ask again",
+        missing=list(digests),
+    )
+
+
+def _small(found: Iterator[Entry]) -> Iterator[Entry]:
+    for entry in found:
+        if entry.size > SMALL_BYTES:
+            raise Invalid(
+                f"expected blobs of at most {SMALL_BYTES} bytes in a pack, {entry.digest.hex()} has {entry.size}",
+                hint="send it alone: PUT blobs/DIGEST",
+                most=SMALL_BYTES,
+                value=entry.size,
+            )
+        yield entry
+
+
+def _orphan(path: Path, kind: Any, files: Sequence[Path]) -> Orphan:
+    stats = [path.stat(), *(file.stat() for file in files if file != path)]
+    held = sum(stat.st_blocks * 512 for stat in stats)
+    return Orphan(path.name, kind, held, max(0.0, time.time() - max(stat.st_mtime for stat in stats)))

@@ -1,0 +1,204 @@
+"""What a store of blobs is, wherever it keeps them.
+
+A blob is named by the SHA-256 of its bytes, in 64 lower-case hex digits. It is there whole and durable, or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from icecore.errors import Invalid
+
+SMALL_BYTES: Final = 256 * 1024
+"""Blobs up to this size are checked whenever they are read whole, and may share a file."""
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def check_digest(digest: str) -> str:
+    """`digest` itself, if it is one: nothing else ever becomes part of a path.
+
+    Raises:
+        Invalid: it is not 64 lower-case hex digits.
+    """
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise Invalid(f"expected a SHA-256 in 64 lower-case hex digits, got {str(digest)[:80]!r}", where="digest")
+    return digest
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A large blob that comes in parts: `number` parts of `part_size` bytes, the last one shorter."""
+
+    digest: str
+    size: int
+    part_size: int
+
+    @property
+    def number(self) -> int:
+        """How many parts there are."""
+        return -(-self.size // self.part_size)
+
+    def size_of(self, part: int) -> int:
+        """Bytes of a part.
+
+        Raises:
+            Invalid: there is no such part.
+        """
+        if not 0 <= part < self.number:
+            raise Invalid(f"expected a part from 0 to {self.number - 1}, got {part}", where="part")
+        return min(self.part_size, self.size - part * self.part_size)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """An upload that is not finished: which parts of it are durable."""
+
+    parts: Parts
+    there: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """What an interrupted upload has left."""
+
+    name: str
+    kind: Literal["draft", "upload"]
+    """A draft cannot be gone on with; an upload by parts can."""
+    bytes: int
+    """On the disk, holes left out."""
+    age_s: float
+    """Since it was last written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hurt:
+    """A blob that is not, or no longer, what its name says."""
+
+    digest: str
+    size: int
+    state: Literal["damaged", "missing"]
+    where: str
+    problem: str
+
+
+Progress = Callable[[int, int], None]
+"""Given bytes done and bytes in all."""
+
+
+class Blob(Protocol):
+    """A blob that is open to be read. It stays readable while it is, whatever happens to its name."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        ...
+
+    def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Bytes from `start` to before `stop`, in pieces. A small blob read whole is checked before any is given.
+
+        Raises:
+            BlobDamaged: they are not what the digest says.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Blobs, wherever they lie. Every digest that is not one is `Invalid`, and nothing is touched."""
+
+    async def missing(self, digests: Sequence[str]) -> list[str]:
+        """Those of `digests` that are not there, in their order, each once."""
+        ...
+
+    async def sizes(self, digests: Sequence[str]) -> dict[str, int]:
+        """Bytes of those of `digests` that are there."""
+        ...
+
+    async def put(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
+        """Make one blob of what comes; durable on return. Answers its size.
+
+        Raises:
+            DigestMismatch: the bytes have another digest. Nothing is kept.
+            BlobsFull: no space left. Nothing is kept.
+        """
+        ...
+
+    async def put_small(self, chunks: AsyncIterator[bytes]) -> int:
+        """Make blobs of frames (`packs.frame`), all or none; durable on return. Answers how many there were.
+
+        Raises:
+            Invalid, TooLarge: they are no frames, or too many bytes.
+            DigestMismatch, BlobsFull: as in `put`.
+        """
+        ...
+
+    async def open(self, digest: str) -> Blob:
+        """A blob to read from.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        ...
+
+    async def read(self, digest: str) -> bytes:
+        """All bytes of a blob, checked.
+
+        Raises:
+            NotFound, BlobDamaged: it is not there, or not what its digest says.
+        """
+        ...
+
+    async def read_many(self, digests: Sequence[str]) -> AsyncIterator[bytes]:
+        """Frames of blobs, in the order asked, in pieces; each small one is checked.
+
+        Raises:
+            BlobsMissing: some are not there; raised before anything is given.
+            BlobDamaged: one is not what its digest says; raised where it comes.
+        """
+        ...
+
+    async def put_part(self, parts: Parts, part: int, chunks: AsyncIterator[bytes]) -> None:
+        """Keep a part of a large blob; durable on return.
+
+        Raises:
+            Invalid: it is not one of its parts, or of another size.
+            Conflict: the upload is being completed.
+            BlobsFull: no space left.
+        """
+        ...
+
+    async def under_way(self, digest: str) -> list[UnderWay]:
+        """The uploads of a blob that are not finished, the one last written to first."""
+        ...
+
+    async def complete(self, parts: Parts) -> int:
+        """Check all bytes and make them a blob. Answers its size; also where it is a blob already.
+
+        Raises:
+            Conflict: parts are not there, or it is being completed already.
+            DigestMismatch: the bytes have another digest. The parts are forgotten.
+        """
+        ...
+
+    async def orphans(self) -> list[Orphan]:
+        """What interrupted uploads have left; what is being written now is not among it."""
+        ...
+
+    async def remove_orphans(self, older_than_s: float) -> list[Orphan]:
+        """Remove those not written to for so long. Answers which."""
+        ...
+
+    def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
+        """Read every blob again; those that are damaged or missing. Blocks: for a thread of its own."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
