@@ -15,13 +15,13 @@ from icecore import manifest
 from icecore.events import RunStarted, now_ms
 from icecore.manifest import Entry
 
-NAME = "artifacts/team/project/net"
+NAME = "/api/v1/artifacts/team/project/net"
 
 
 async def put(app: Application, content: bytes) -> str:
     """Keep a blob."""
     digest = hashlib.sha256(content).hexdigest()
-    answer = await app.client.put(f"blobs/{digest}", content=content)
+    answer = await app.client.put(f"/api/v1/blobs/{digest}", content=content)
     assert answer.status_code == 200, answer.text
     return digest
 
@@ -56,9 +56,9 @@ def test_a_version_is_found_by_number_and_alias(tmp_path: Path) -> None:
             assert made["aliases"] == ["best", "latest"]
             for ref in ("v0", "latest", "best"):
                 assert await get(app, f"{NAME}/{ref}") == made
-            listed = await get(app, "artifacts/team/project")
+            listed = await get(app, "/api/v1/artifacts/team/project")
             assert [a["path"] for a in listed["artifacts"]] == ["team/project/net"]
-            assert (await get(app, "artifacts/team/project", type="dataset"))["artifacts"] == []
+            assert (await get(app, "/api/v1/artifacts/team/project", type="dataset"))["artifacts"] == []
 
     asyncio.run(work())
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_a_version_is_refused(tmp_path: Path, body: dict[str, Any
         async with application(tmp_path) as app:
             answer = await app.client.post(NAME, json=body)
             assert (answer.status_code, words in answer.text) == (status, True), answer.text
-            assert (await get(app, "artifacts/team/project"))["artifacts"] == []
+            assert (await get(app, "/api/v1/artifacts/team/project"))["artifacts"] == []
 
     asyncio.run(work())
 
@@ -140,7 +140,10 @@ def test_an_alias_moves_with_its_history(tmp_path: Path) -> None:
             late = await app.client.put(at, json={"version": "v0", "expected": "v0"})
             assert (late.status_code, "found v1" in late.text) == (409, True)
             then = (await get(app, at))["history"]
-            assert [(m["before"], m["version"], m["reason"]) for m in then] == [("v0", "v1", "better"), (None, "v0", "first")]
+            assert [(m["before"], m["version"], m["reason"]) for m in then] == [
+                ("v0", "v1", "better"),
+                (None, "v0", "first"),
+            ]
             assert {m["user"] for m in then} == {"owner"}
             first = then[-1]["position"].rpartition(":")
             before = f"{first[0]}:{int(first[2]) + 1}"
@@ -226,7 +229,7 @@ def test_lineage_follows_runs_and_versions(tmp_path: Path) -> None:
         async with application(tmp_path) as app:
             runs = [f"team/project/{name}" for name in ("prepare", "train")]
             await app.put(*(RunStarted(run=run, started_ts=now_ms(), job_type="job") for run in runs))
-            raw, clean = "artifacts/team/project/raw", "artifacts/team/project/clean"
+            raw, clean = "/api/v1/artifacts/team/project/raw", "/api/v1/artifacts/team/project/clean"
             await commit(app, b"raw", raw)
             assert (await app.client.post(f"{raw}/latest/uses", json={"run": runs[0]})).status_code == 200
             await commit(app, b"clean", clean, run=runs[0])
