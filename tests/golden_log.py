@@ -62,7 +62,8 @@ def fold(name: str, path: Path, *, batch: int = 5_000) -> dict[str, Any]:
         log = MemoryLog()
         for envelope, payload in load(name):
             subject = orjson.loads(payload)
-            record = Record(next(subject[field] for field in ("artifact", "run", "user") if field in subject), envelope, payload)
+            key = next(subject[field] for field in ("artifact", "run", "user") if field in subject)
+            record = Record(key, envelope, payload)
             await log.append(NEWEST[envelope.type].STREAM, [record])
         identities = msgspec.to_builtins((await Identities.open(log)).state)
         with contextlib.closing(Store.open(path, log_id=log.log_id)) as store:

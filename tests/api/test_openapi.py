@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from applications import PROJECT, application, logged, started
+from icecore.events import AliasMoved, ArtifactCommitted
 from icecore_api.app import create_app, openapi
 from icecore_api.blobs.packs import frame
 from icecore_api.context import Context
@@ -59,6 +60,10 @@ class Served:
                 started("r", name="n", config={"lr": 0.1, "net": {"depth": 3}}, tags=["a"]),
                 logged("r", {"loss": [1.0, float("nan"), 2.0]}, text={"phase": ["a", "b", "c"]}),
                 started("0", group="g"),
+                ArtifactCommitted(
+                    artifact=f"{PROJECT}/net", type="model", digest="d" * 64, files=1, size=6, run=f"{PROJECT}/r"
+                ),
+                AliasMoved(artifact=f"{PROJECT}/net", alias="best", version=0),
             )
             await made.context.blobs.put_small(_once(frame(b"a blob")))
             self.key = made.key
@@ -117,8 +122,9 @@ def test_every_answer_is_one_the_document_describes(
     def check(case: schemathesis.Case, there: bool) -> None:
         if there and case.path_parameters:
             run = dict(zip(("entity", "project", "run_id"), f"{PROJECT}/r".split("/"), strict=True))
-            there_too = {**run, "digest": sha256(b"a blob").hexdigest(), "part": 0}
-            case.path_parameters.update({name: there_too[name] for name in case.path_parameters})
+            there_too: dict[str, Any] = {**run, "digest": sha256(b"a blob").hexdigest(), "part": 0}
+            there_too |= {"name": "net", "ref": "v0", "alias": "best"}
+            case.path_parameters.update({name: there_too[name] for name in case.path_parameters if name in there_too})
         answer = case.call(base_url=served.url, headers={"Authorization": f"Bearer {served.key}"})
         case.validate_response(answer, checks=CHECKS)
 
