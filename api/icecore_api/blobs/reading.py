@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Self
 
 from icecore.errors import BlobDamaged
 from icecore_api.blobs.index import Place
@@ -97,24 +98,79 @@ def damaged(digest: str, problem: str) -> BlobDamaged:
     )
 
 
-def frames_of(digests: Sequence[str], opened: Callable[[str], LocalBlob]) -> Iterator[bytes]:
-    """Frames of blobs in pieces of about a MiB, each blob checked."""
+def frames_of(
+    digests: Sequence[str], packed: Mapping[str, Place], packs: Path, opened: Callable[[str], LocalBlob]
+) -> Iterator[bytes]:
+    """Frames of blobs in pieces of about a MiB, each blob checked.
+
+    Args:
+        digests: of the blobs, which are all there.
+        packed: where those lie that are in packs.
+        packs: the folder of the packs.
+        opened: opens a blob.
+    """
     batch: list[bytes] = []
     size = 0
-    for digest in digests:
-        blob = opened(digest)
-        try:
-            batch.append(frame_head(bytes.fromhex(digest), blob.size))
-            for piece in blob.checked_pieces():
+    with _Packs(packs) as of_packs:
+        for digest in digests:
+            place = packed.get(digest)
+            for piece in of_packs.frame(digest, place) if place else _frame_of(opened(digest)):
                 batch.append(piece)
-                size += len(piece) + 40
+                size += len(piece)
                 if size >= PIECE_BYTES:
                     yield b"".join(batch)
                     batch, size = [], 0
-        finally:
-            blob.close()
     if batch:
         yield b"".join(batch)
+
+
+def _frame_of(blob: LocalBlob) -> Iterator[bytes]:
+    try:
+        yield frame_head(bytes.fromhex(blob.digest), blob.size)
+        yield from blob.checked_pieces()
+    finally:
+        blob.close()
+
+
+class _Packs:
+    """Packs that are open for one answer: many blobs of it lie in few of them."""
+
+    OPEN: Final = 32
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handles: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def frame(self, digest: str, place: Place) -> tuple[bytes, bytes]:
+        """A blob's frame, in two pieces.
+
+        Raises:
+            BlobDamaged: its bytes are not what the digest says, or not there.
+        """
+        content = os.pread(self._open(digest, place.pack), place.size, place.offset)
+        expected = bytes.fromhex(digest)
+        if hashlib.sha256(content).digest() != expected:
+            raise damaged(digest, f"its bytes have the SHA-256 {hashlib.sha256(content).hexdigest()}")
+        return frame_head(expected, place.size), content
+
+    def _open(self, digest: str, pack: str) -> int:
+        handle = self._handles.get(pack)
+        if handle is None:
+            if len(self._handles) >= self.OPEN:
+                os.close(self._handles.pop(next(iter(self._handles))))
+            try:
+                handle = os.open(self._folder / pack, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise damaged(digest, "its pack is not there") from error
+            self._handles[pack] = handle
+        return handle
 
 
 class Pulled:
