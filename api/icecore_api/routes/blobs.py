@@ -113,7 +113,7 @@ async def get_blob(request: Request, digest: OfBlob, context: Process) -> Respon
     return StreamingResponse(_after(await anext(pieces), pieces), status, headers, _OCTETS)
 
 
-@router.on("HEAD", "/blobs/{digest}", permission="artifact:read", answer=None, errors=[404])
+@router.on("HEAD", "/blobs/{digest}", permission="artifact:read", answer=None, errors=[404], content=_BYTES)
 async def head_blob(digest: OfBlob, context: Process) -> Response:
     """Whether a blob is there, and its size."""
     sizes = await context.blobs.sizes([digest])
