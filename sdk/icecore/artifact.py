@@ -136,7 +136,8 @@ class Artifact(Draft):
         if self._doc is None:  # else they are what they were when it was read: they may have moved since
             aliases = list(dict.fromkeys([*aliases, *(alias for alias in self.aliases if alias != LATEST)]))
         tags = list(dict.fromkeys([*self.tags, *tags]))
-        entries, sources = dict(self._listed()), dict(self._sources)
+        entries = dict(self._listed())
+        sources = {digest: self._sources[digest] for digest, _, _ in entries.values() if digest in self._sources}
         plainly(manifest.check_tree, entries.keys())
         where = Name(run[0], run[1], self._base, LATEST)
         if self._doc is not None:  # logged before, perhaps elsewhere: the same place again

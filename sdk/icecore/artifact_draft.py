@@ -172,7 +172,7 @@ class Draft:
     def _add(self, path: str, file: LocalFile) -> Entry:
         entry = Entry(file.digest, file.stamp.size)
         self._put(path, entry, file.path)
-        self._sources.setdefault(file.digest, Source(file.digest, file.stamp.size, file))
+        self._sources[file.digest] = Source(file.digest, file.stamp.size, file)
         return entry
 
     def _put(self, path: str, entry: Entry, origin: str) -> None:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -48,6 +49,7 @@ class BlobCache:
         self._added = 0
         self._made: set[str] = set()
         self._number = 0
+        self._mark = uuid.uuid4().hex[:12]
 
     def path(self, digest: str) -> str:
         """Where a blob is or would be."""
@@ -85,7 +87,7 @@ class BlobCache:
         target = self.path(digest)
         with self._lock:
             self._number += 1
-            draft = f"{os.path.dirname(self._home(target))}/.{os.getpid()}-{self._number}"
+            draft = f"{os.path.dirname(self._home(target))}/.{self._mark}-{self._number}"
         try:
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:

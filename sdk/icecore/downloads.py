@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from icecore import manifest
@@ -19,10 +20,9 @@ from icecore.manifest import Entry
 from icecore.references import fetch
 from icecore.stat_cache import StatCache
 from icecore.target import STAGING, Target, by_folder
-from icecore.transfer import PACK_BYTES, PACKED_MOST, PART_BYTES, BlobClient, Progress, parallel
+from icecore.transfer import ATTEMPTS, PACK_BYTES, PACKED_MOST, PART_BYTES, BlobClient, Progress, parallel
 
 _BATCH: Final = 500
-_ATTEMPTS: Final = 5
 
 
 class Wanted(NamedTuple):
@@ -65,8 +65,8 @@ class Downloader:
         """
         checker = manifest.PathChecker()
         for path in entries:
-            if checker.check(path).partition("/")[0] == STAGING:
-                raise Invalid(f"expected no path in {STAGING}, where downloads are until they are whole, got {path!r}")
+            if checker.check(path).startswith(STAGING):
+                raise Invalid(f"expected no path in {STAGING}…, where files are until they are whole, got {path!r}")
         manifest.check_tree(entries.keys())
         target = Target(root)
         target.check(entries.keys())
@@ -158,7 +158,7 @@ class Downloader:
                     yield digest, _checked(digest, data)
             except ServerUnreachable:
                 attempts += 1
-                if attempts == _ATTEMPTS:
+                if attempts == ATTEMPTS:
                     raise
 
     # ---- large blobs
@@ -224,22 +224,13 @@ class Downloader:
             def work(number: int) -> None:
                 start = number * PART_BYTES
                 stop = min(start + PART_BYTES, one.size)
-                data = self._part(one.digest, start, stop)
+                data = self.client.get(one.digest, start, stop)
                 os.pwrite(descriptor, data, start)
                 notes.write(f"{number}\n")
                 notes.flush()
                 self.progress.add(stop - start)
 
             parallel(work, (number for number in range(count) if number not in there))
-
-    def _part(self, digest: str, start: int, stop: int) -> bytes:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return self.client.get(digest, start, stop)
-            except ServerUnreachable:
-                if attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
 
 
 class _Placer:
@@ -254,8 +245,10 @@ class _Placer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)  # the folder explains what its file system refused
 
     def put(self, path: str, data: bytes) -> None:
         """Write one file."""

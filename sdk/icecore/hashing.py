@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from icecore.errors import UsageError
-from icecore.stat_cache import Stamp, StatCache
+from icecore.stat_cache import Known, Stamp, StatCache
 from icecore.target import STAGING
 from icecore.transfer import parallel
 
@@ -29,23 +29,20 @@ class LocalFile(NamedTuple):
     stamp: Stamp
     digest: str
 
-    def read_whole(self) -> bytes:
-        """Its bytes.
+    def read_part(self, start: int, size: int) -> bytes:
+        """`size` of its bytes, from `start`; whether they are those that were hashed is the caller's to check.
 
         Raises:
-            UsageError: it is not the file that was hashed.
+            UsageError: it is not as long as it was.
         """
-        return self.read_part(0, self.stamp.size)
-
-    def read_part(self, start: int, size: int) -> bytes:
-        """`size` of its bytes, from `start`; errors as `read_whole`."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise self.changed(error.strerror or str(error)) from error
         try:
-            if Stamp.of(os.fstat(descriptor))[:2] != self.stamp[:2]:
-                raise self.changed("another size or time")
+            found = os.fstat(descriptor).st_size
+            if found != self.stamp.size:
+                raise self.changed(f"{found} bytes instead of {self.stamp.size}")
             data = os.pread(descriptor, size, start)
             while len(data) < size:  # one call reads at most 2 GB, and signals cut it short
                 more = os.pread(descriptor, size - len(data), start + len(data))
@@ -86,7 +83,7 @@ def scan(root: str) -> Found:
         count = 0
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name == STAGING and not prefix:
+                if entry.name.startswith(STAGING) and not prefix:
                     continue  # of a download into this folder that was killed
                 count += 1
                 name = _text(entry.name, folder)
@@ -157,11 +154,13 @@ def hash_files(paths: Sequence[str], cache: StatCache, folder: str) -> list[Loca
     return [file for some in done for file in some]
 
 
-def _look(path: str, known: tuple[Stamp, str] | None) -> tuple[LocalFile, bool]:
+def _look(path: str, known: Known | None) -> tuple[LocalFile, bool]:
     """A file's digest, and whether it had to be read."""
     try:
-        if known is not None and Stamp.of(os.stat(path)) == known[0]:
-            return LocalFile(path, *known), False
+        if known is not None:
+            stamp = Stamp.of(os.stat(path))
+            if stamp == known[1:5]:
+                return LocalFile(path, stamp, known[5].hex()), False
         return LocalFile(path, *hash_file(path)), True
     except OSError as error:
         raise UsageError(f"expected a file that can be read at {path}, got: {error.strerror}") from error

@@ -40,23 +40,27 @@ class Stamp(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & ((1 << 63) - 1))
 
 
+Known = tuple[bytes, int, int, int, int, bytes]
+"""A row: path, the fields of `Stamp`, digest. As it comes: there may be millions."""
+
+
 class StatCache:
     """Path -> digest of files that have not changed since. One file, shared by processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def below(self, folder: str) -> dict[str, tuple[Stamp, str]]:
-        """What is known of all files below a folder (an absolute path), or of that one file."""
+    def below(self, folder: str) -> dict[str, Known]:
+        """What is known of all files below a folder (an absolute path), or of that one file, by path."""
         first = os.fsencode(folder)
         base = first.rstrip(b"/") + b"/"
-        query = "SELECT * FROM files WHERE path = ? OR (path >= ? AND path < ?)"
+        query = "SELECT path, size, mtime, ctime, inode, digest FROM files WHERE path = ? OR (path >= ? AND path < ?)"
         try:
             with closing(self._open()) as db:
                 rows = db.execute(query, (first, base, base[:-1] + b"0")).fetchall()
         except (sqlite3.Error, OSError):
             return {}  # a cache never fails its user
-        return {os.fsdecode(row[0]): (Stamp(*row[1:5]), row[5].hex()) for row in rows}
+        return {os.fsdecode(row[0]): row for row in rows}
 
     def remember(self, found: Iterable[tuple[str, Stamp, str]]) -> None:
         """Keep the digests of files, as (absolute path, stamp, digest)."""

@@ -21,8 +21,8 @@ from typing import Final, Self
 from icecore.errors import Invalid, UsageError
 from icecore.manifest import same_where_case_does_not_count
 
-STAGING: Final = ".icecore-parts"
-"""Where files are until they are whole, within the target."""
+STAGING: Final = ".icecore-parts-"
+"""How the folder's name begins where files are until they are whole, within the target; each download has its own."""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STALE_S: Final = 3600
 _CLONE: Final = 0x40049409
@@ -68,7 +68,6 @@ class Target:
 
     def _check_way(self, paths: Collection[str]) -> None:
         folders: dict[str, bool] = {}
-        self._check_folder(STAGING, folders)
         for path in paths:
             whole = path.removesuffix("/")
             folder = whole if path.endswith("/") else whole.rpartition("/")[0]
@@ -121,22 +120,32 @@ class Target:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._staging = self._step(self._fd, STAGING)
+            self._clean()
+            self._staging = self._step(self._fd, STAGING + self._mark)
         except OSError as error:
             self.__exit__()
             raise _cannot_write(self.root, error) from error
-        with os.scandir(self._staging) as left:
-            for entry in left:  # of downloads that were killed
-                with contextlib.suppress(OSError):
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
-                        os.unlink(entry.name, dir_fd=self._staging)
         return self
+
+    def _clean(self) -> None:
+        """Delete what downloads left that were killed."""
+        with os.scandir(self._fd) as found:
+            old = [entry.name for entry in found if entry.name.startswith(STAGING) and _is_stale(entry)]
+        for name in old:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(name, _FOLDER, dir_fd=self._fd)
+                try:
+                    for draft in os.listdir(descriptor):
+                        os.unlink(draft, dir_fd=descriptor)
+                finally:
+                    os.close(descriptor)
+                os.rmdir(name, dir_fd=self._fd)
 
     def __exit__(self, *_: object) -> None:
         if self._staging >= 0:
             os.close(self._staging)
-            with contextlib.suppress(OSError):  # another download may be using it
-                os.rmdir(STAGING, dir_fd=self._fd)
+            with contextlib.suppress(OSError):
+                os.rmdir(STAGING + self._mark, dir_fd=self._fd)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = self._staging = -1
@@ -210,6 +219,12 @@ class Target:
             with contextlib.suppress(OSError):
                 os.unlink(draft, dir_fd=self._staging)
             raise
+
+
+def _is_stale(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S
+    return False
 
 
 def by_folder(paths: Collection[str]) -> Mapping[str, list[str]]:

@@ -29,6 +29,8 @@ PART_BYTES: Final = 16 * 1024 * 1024
 """Bytes of a part of a large blob, up and down."""
 PATIENCE_S: Final = 60.0
 """How long one request is repeated while the server is away or busy."""
+ATTEMPTS: Final = 5
+"""How often an answer may end early."""
 _LATER: Final = frozenset({429, 502, 503, 504})
 _FRAME_HEAD: Final = 40
 
@@ -168,18 +170,24 @@ class BlobClient:
 
     def whole(self, digest: str) -> bytes:
         """All bytes of a blob that fits into memory. They are not yet checked."""
-        with self._open("GET", f"blobs/{digest}", None, {}) as response:
-            return b"".join(self._chunks(response))
+
+        def ask() -> bytes:
+            with self._open("GET", f"blobs/{digest}", None, {}) as response:
+                return b"".join(self._chunks(response))
+
+        return again(ask)
 
     def get(self, digest: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` (left out) of a blob. They are not yet checked."""
-        if start == stop:
-            return b""
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with self._open("GET", f"blobs/{digest}", None, headers) as response:
-            if response.status == 200 and start:
-                _exactly(response, start)
-            return _exactly(response, stop - start)
+
+        def ask() -> bytes:
+            with self._open("GET", f"blobs/{digest}", None, headers) as response:
+                if response.status == 200 and start:  # something on the way knows no ranges
+                    _exactly(response, start)
+                return _exactly(response, stop - start)
+
+        return again(ask)
 
     def _chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         import urllib3
@@ -264,6 +272,14 @@ class BlobClient:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable(self.url, error) from error
+
+
+def again(ask: Callable[[], Item]) -> Item:
+    """What `ask` answers; asked again where an answer ends early."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(ServerUnreachable):
+            return ask()
+    return ask()
 
 
 def _frame(digest: str, data: bytes) -> tuple[bytes, bytes, bytes]:

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from icecore.errors import DigestMismatch, IcecoreError, UsageError
 from icecore.hashing import LocalFile
@@ -24,8 +24,7 @@ def part_size(size: int) -> int:
     return max(PART_BYTES, -(-smallest // (1 << 20)) << 20)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where a blob's bytes come from: a file, or memory."""
 
     digest: str

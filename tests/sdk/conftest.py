@@ -2,6 +2,7 @@
 
 import pytest
 
+from artifact_server import serving_artifacts
 from icecore.testing.server import RecordingServer
 
 
@@ -32,3 +33,16 @@ def server(home, monkeypatch):
         monkeypatch.setenv("ICECORE_URL", recording.url)
         monkeypatch.setenv("ICECORE_API_KEY", recording.key)
         yield recording
+
+
+@pytest.fixture
+def artifacts(home, tmp_path, monkeypatch):
+    """A server of artifacts that the environment points at, an empty cache, and an empty folder to work in."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("ICECORE_ARTIFACT_CACHE", str(tmp_path / "cache"))
+    with serving_artifacts() as serving:
+        monkeypatch.setenv("ICECORE_URL", serving.url)
+        monkeypatch.setenv("ICECORE_API_KEY", "key")
+        yield serving
