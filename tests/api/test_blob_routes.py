@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from applications import Application, application
 from icecore.limits import most
 from icecore_api.blobs.packs import entries, frame
 from icecore_api.routing import permission_of
+from servers import Server
 
 HOSTILE = json.loads((Path(__file__).parents[1] / "golden" / "hostile_names.json").read_text(encoding="utf-8"))
 LARGE = random.Random(1).randbytes(3 * 1024 * 1024 + 17)
@@ -266,3 +268,42 @@ def test_routes_ask_for_their_permission(tmp_path: Path) -> None:
         assert (await made.client.head(at(SMALL))).status_code == 404
 
     play(tmp_path, story)
+
+
+@pytest.mark.slow
+def test_uploads_go_on_after_the_server_was_killed(tmp_path: Path) -> None:
+    """Through the gateway, parts outlive kill -9 of all processes; a read-only server gives blobs and takes none."""
+    size = {"size": len(LARGE), "part_size": 1 << 20}
+    upload, blob = at(LARGE, "uploads"), at(LARGE)
+    server = Server(data=tmp_path / "data", config_dir=tmp_path / "config").start()
+    try:
+        with client_of(server) as client:
+            assert client.put(f"{upload}/2", params=size, content=LARGE[2 << 20 : 3 << 20]).status_code == 200
+            assert client.post("/api/v1/blobs/pack", content=frame(SMALL)).json() == {"stored": 1}
+        server.stop(kill=True)
+        server.start()
+        with client_of(server) as client:
+            assert client.get(upload).json()["parts"] == [2]
+            for part in (0, 1, 3):
+                content = LARGE[part << 20 : (part + 1) << 20]
+                assert client.put(f"{upload}/{part}", params=size, content=content).status_code == 200
+            assert client.post(upload, json=size).json() == {"digest": digest_of(LARGE), "size": len(LARGE)}
+            assert client.head(blob).headers["content-length"] == str(len(LARGE))
+            ranged = client.get(blob, headers={"Range": "bytes=2000000-"})
+            assert (ranged.status_code, ranged.content) == (206, LARGE[2_000_000:])
+        server.stop(kill=True)
+        server.arguments = ("--read-only",)
+        server.start()
+        with client_of(server) as client:
+            assert (client.get(blob).content, client.get(at(SMALL)).content) == (LARGE, SMALL)
+            asked = {"digests": [digest_of(SMALL), digest_of(b"absent")]}
+            assert client.post("/api/v1/blobs/missing", json=asked).json() == {"missing": [digest_of(b"absent")]}
+            for path in (at(b"x"), f"{at(b'x', 'uploads')}/0?size=1&part_size=1"):
+                refused = client.put(path, content=b"x")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (403, "read_only")
+    finally:
+        server.stop()
+
+
+def client_of(server: Server) -> httpx.Client:
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.api_key}"}, timeout=60)

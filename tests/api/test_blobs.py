@@ -528,6 +528,23 @@ def test_what_is_no_digest_is_refused(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_folders_can_be_entered_whatever_the_umask(tmp_path: Path) -> None:
+    """Folders that are made while the process has a narrow umask are this user's own, and can be entered."""
+
+    async def story(blobs: LocalBlobs) -> None:
+        await blobs.put(digest_of(b"x"), sent(b"x"))
+        await blobs.put_part(Parts(digest_of(b"y"), 2, 1), 0, sent(b"y"))
+
+    before = os.umask(0o177)
+    try:
+        play(tmp_path / "blobs", story)
+    finally:
+        os.umask(before)
+    below = [path for path in (tmp_path / "blobs").rglob("*") if path.is_dir()]
+    assert len(below) == 4 + 1 + 1
+    assert {path.stat().st_mode & 0o777 for path in below} == {0o700}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_a_kill_loses_nothing_that_was_answered(tmp_path: Path, seed: int) -> None:

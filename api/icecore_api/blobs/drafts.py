@@ -106,8 +106,7 @@ def publish(draft: Path, path: Path) -> None:
     Raises:
         OSError: the disk does not take it.
     """
-    with contextlib.suppress(FileExistsError):
-        path.parent.mkdir(mode=0o700)
+    if make_folder(path.parent):
         sync_folder(path.parent.parent)
     draft.replace(path)
     try:
@@ -115,6 +114,17 @@ def publish(draft: Path, path: Path) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path) -> bool:
+    """Make a folder that only this user can enter, whatever the umask; False where it is there."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    folder.chmod(0o700)  # the store's own umask lets nobody enter, not even itself
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 
 from icecore.errors import BlobsMissing, Conflict, IcecoreError, Invalid, NotFound
 from icecore.events import uuid7
-from icecore_api.blobs.drafts import Draft, fill, publish, trouble
+from icecore_api.blobs.drafts import Draft, fill, make_folder, publish, trouble
 from icecore_api.blobs.index import Index, Place
 from icecore_api.blobs.packs import MAGIC, Entry, checked, entries, frame_head, mismatch, table
 from icecore_api.blobs.reading import LocalBlob, Pulled, damaged, frames_of
@@ -67,7 +67,7 @@ class LocalBlobs:
         with trouble(f"open the blobs in {folder}"):
             if refuse is None:
                 for name in _FOLDERS:
-                    (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+                    make_folder(folder / name)
             self.index = Index(folder / "index.db" if refuse is None else None, self._packs)
         self._uploads = Uploads(folder / "uploads")
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from icecore.errors import Conflict, Invalid, TooLarge
 from icecore.limits import LimitName, most
-from icecore_api.blobs.drafts import sync_folder
+from icecore_api.blobs.drafts import make_folder, sync_folder
 from icecore_api.blobs.packs import mismatch
 from icecore_api.blobs.reading import sha256_of_file
 from icecore_api.blobs.store import Parts, UnderWay, check_digest
@@ -78,7 +78,7 @@ class Upload:
 
     def begin(self) -> None:
         """Open its files; make them where they are not there."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self.folder)
         self._bytes, new = _file(self.folder / "bytes", self.parts.size)
         self._marks, new_marks = _file(self.folder / "parts", self.parts.number, anew=new)
         if new or new_marks:
