@@ -265,6 +265,7 @@ def serving_artifacts() -> Iterator[ArtifactServer]:
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 
+    ThreadingHTTPServer.request_queue_size = 128  # many clients connect at once
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     state.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -135,7 +135,7 @@ class Target:
             with contextlib.suppress(OSError):
                 descriptor = os.open(name, _FOLDER, dir_fd=self._fd)
                 try:
-                    for draft in os.listdir(descriptor):
+                    for draft in os.listdir(descriptor):  # noqa: PTH208 - Path knows no open folders
                         os.unlink(draft, dir_fd=descriptor)
                 finally:
                     os.close(descriptor)
