@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import random
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disks import Disk
+from blob_folders import LARGE, digest_of, everything, files, framed, noise, opened, play, ranged, sent
 from icecore.errors import (
-    BlobDamaged,
-    BlobsFull,
     BlobsMissing,
     Conflict,
     DigestMismatch,
@@ -33,62 +27,7 @@ from icecore.errors import (
 )
 from icecore_api.blobs.local import LocalBlobs
 from icecore_api.blobs.packs import MAGIC, entries, frame, frame_head, read_entries, table
-from icecore_api.blobs.store import SMALL_BYTES, BlobStore, Parts
-
-LARGE = 3 * 1024 * 1024 + 17
-WRITER = Path(__file__).parents[1] / "blob_writer.py"
-
-
-def digest_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-async def sent(content: bytes, at_once: int = 65536) -> AsyncIterator[bytes]:
-    """Bytes as they come from the network."""
-    for first in range(0, len(content), at_once):
-        await asyncio.sleep(0)
-        yield content[first : first + at_once]
-
-
-def framed(contents: Sequence[bytes]) -> AsyncIterator[bytes]:
-    return sent(b"".join(map(frame, contents)))
-
-
-@contextmanager
-def opened(folder: Path, **settings: Any) -> Iterator[LocalBlobs]:
-    blobs = LocalBlobs(folder, **settings)
-    try:
-        yield blobs
-    finally:
-        blobs.close()
-
-
-def play(folder: Path, story: Callable[[LocalBlobs], Coroutine[Any, Any, None]]) -> None:
-    with opened(folder) as blobs:
-        asyncio.run(story(blobs))
-
-
-def files(folder: Path, *, all_of_them: bool = False) -> list[str]:
-    """Files of the folder, the index left out."""
-    found = (path for path in folder.rglob("*") if path.is_file() and (all_of_them or "index.db" not in path.name))
-    return sorted(str(path.relative_to(folder)) for path in found)
-
-
-async def everything(blobs: BlobStore, digests: Sequence[str]) -> list[bytes]:
-    whole = b"".join([piece async for piece in await blobs.read_many(digests)])
-    return [whole[entry.offset : entry.offset + entry.size] for entry in entries(whole, 0, len(whole))]
-
-
-async def ranged(blobs: BlobStore, digest: str, start: int = 0, stop: int | None = None) -> bytes:
-    blob = await blobs.open(digest)
-    try:
-        return b"".join([piece async for piece in blob.read(start, stop)])
-    finally:
-        blob.close()
+from icecore_api.blobs.store import SMALL_BYTES, Parts
 
 
 @given(st.lists(st.binary(max_size=300), max_size=30))
@@ -384,100 +323,6 @@ def test_nobody_writes_into_a_blob_that_is_complete(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_a_changed_byte_is_found(tmp_path: Path) -> None:
-    """A flipped bit is told by reading and by scrubbing, which names each blob that is hurt, and lost packs too."""
-    content = [noise(i, 500) for i in range(20)]
-    large, small = noise(50, LARGE), noise(51, 100)
-
-    async def story(blobs: LocalBlobs) -> None:
-        await blobs.put_small(framed(content[:10]))
-        await blobs.put_small(framed(content[10:]))
-        await blobs.put(digest_of(large), sent(large))
-        await blobs.put(digest_of(small), sent(small))
-        first, second = sorted((tmp_path / "packs").iterdir())
-        whole = {one: tmp_path / "whole" / digest_of(one)[:2] / digest_of(one) for one in (large, small)}
-        victim = blobs.index.find([digest_of(content[3])])[digest_of(content[3])]
-        _flip(first, victim.offset + 77)
-        _flip(whole[large], 2_000_000)
-        _flip(whole[small], 5)
-        for hurt in (content[3], small, large):
-            with pytest.raises(BlobDamaged, match="SHA-256"):
-                await blobs.read(digest_of(hurt))
-        for hurt in (content[3], small):
-            with pytest.raises(BlobDamaged):
-                await ranged(blobs, digest_of(hurt))
-        with pytest.raises(BlobDamaged):
-            await everything(blobs, [digest_of(large)])
-        assert await ranged(blobs, digest_of(large), 0, 100) == large[:100]
-        told: list[tuple[int, int]] = []
-        found = {hurt.digest: hurt for hurt in blobs.scrub(lambda *done: told.append(done))}
-        assert found.keys() == {digest_of(one) for one in (content[3], small, large)}
-        assert {hurt.state for hurt in found.values()} == {"damaged"}
-        assert told[-1] == (20 * 500 + LARGE + 100,) * 2
-        second.unlink()
-        os.truncate(whole[large], 1000)
-        found = {hurt.digest: hurt for hurt in blobs.scrub()}
-        assert {d for d, hurt in found.items() if hurt.state == "missing"} == {digest_of(one) for one in content[10:]}
-        with pytest.raises(BlobDamaged, match="not there"):
-            await blobs.read(digest_of(content[15]))
-
-    async def again(blobs: LocalBlobs) -> None:
-        lost = [digest_of(one) for one in content[10:]]
-        assert await blobs.missing(lost) == lost
-        await blobs.put_small(framed(content[10:15]))
-        assert {hurt.digest for hurt in blobs.scrub() if hurt.state == "missing"} == set(lost[5:])
-
-    play(tmp_path, story)
-    play(tmp_path, again)
-
-
-def _flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte[0] ^ 16]))
-
-
-@pytest.mark.parametrize("size", [1, 7, 30])
-def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path: Path, size: int) -> None:
-    """A disk that fills in the middle refuses the blob with a hint, loses nothing, and takes it once there is space."""
-    disk = Disk(tmp_path / "disk")
-    if not disk.mounted:
-        disk.close(keep=False)
-        pytest.skip("no right to mount a disk")
-    before = [noise(i, 1000) for i in range(100)]
-    large, many = noise(1000, 8 << 20), [noise(2000 + i, 5000) for i in range(1600)]
-    parts = Parts(digest_of(large), len(large), 4 << 20)
-
-    async def story(blobs: LocalBlobs) -> None:
-        await blobs.put_small(framed(before))
-        ballast = disk.folder / "ballast"
-        ballast.write_bytes(bytes(size << 18))
-        disk.fill()
-        ballast.unlink()
-        for refused in (
-            blobs.put(digest_of(large), sent(large)), blobs.put_small(framed(many)),
-            blobs.put_part(parts, 0, sent(large[: 4 << 20])) if size < 16 else blobs.put(digest_of(large), sent(large)),
-        ):  # fmt: skip
-            with pytest.raises(BlobsFull) as full:
-                await refused
-            assert full.value.hint
-            assert not [name for name in files(disk.folder) if name.endswith(".draft")]
-        assert await everything(blobs, [digest_of(one) for one in before]) == before
-        assert await blobs.missing([digest_of(large), digest_of(many[0])]) == [digest_of(large), digest_of(many[0])]
-        disk.empty()
-        await blobs.put(digest_of(large), sent(large))
-        await blobs.put_small(framed(many))
-        assert await everything(blobs, [digest_of(one) for one in many]) == many
-        assert list(blobs.scrub()) == []
-
-    try:
-        play(disk.folder / "blobs", story)
-    finally:
-        disk.close(keep=False)
-
-
 def test_what_interrupted_uploads_left_is_listed_and_removed(tmp_path: Path) -> None:
     """Drafts of killed processes and unfinished uploads are told with their bytes and age, and removed by age."""
     content = noise(8, LARGE)
@@ -543,59 +388,3 @@ def test_folders_can_be_entered_whatever_the_umask(tmp_path: Path) -> None:
     below = [path for path in (tmp_path / "blobs").rglob("*") if path.is_dir()]
     assert len(below) == 4 + 1 + 1
     assert {path.stat().st_mode & 0o777 for path in below} == {0o700}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(25))
-def test_a_kill_loses_nothing_that_was_answered(tmp_path: Path, seed: int) -> None:
-    """After kill -9 at any moment every answered blob is whole, nothing half is there, and uploads go on."""
-    chance = random.Random(seed)
-    print("seed", seed)
-    words = [sys.executable, str(WRITER), str(tmp_path / "blobs"), str(seed)]
-    with (tmp_path / "said").open("wb") as said:
-        writer = subprocess.Popen(words, stdout=said)
-        try:
-            deadline = time.monotonic() + 60
-            wanted = chance.randrange(40)
-            while (tmp_path / "said").read_bytes().count(b"\n") <= wanted:
-                assert writer.poll() is None
-                assert time.monotonic() < deadline
-            time.sleep(chance.random() * 0.03)  # at any moment from here on
-        finally:
-            writer.kill()
-            writer.wait()
-    lines = [line.split() for line in (tmp_path / "said").read_text().splitlines() if line.endswith(".")]
-
-    async def story(blobs: LocalBlobs) -> None:
-        answered = [digest for kind, digest, *_ in lines if kind == "blob"]
-        assert await blobs.missing(answered) == []
-        for digest, size, _ in blobs.each():
-            assert len(await blobs.read(digest)) == size
-        assert list(blobs.scrub()) == []
-        for kind, digest, size, part_size, part, *_ in (line for line in lines if line[0] == "part"):
-            assert kind == "part"
-            there = await blobs.under_way(digest)
-            if await blobs.missing([digest]):
-                assert there[0].parts == Parts(digest, int(size), int(part_size))
-                assert int(part) in there[0].there
-        for orphan in await blobs.orphans():
-            if orphan.kind == "upload":
-                await _finish(blobs, orphan.name, seed)
-        await blobs.remove_orphans(0)
-        assert await blobs.orphans() == []
-
-    play(tmp_path / "blobs", story)
-
-
-async def _finish(blobs: LocalBlobs, name: str, seed: int) -> None:
-    """Send what is not there of an upload, as a client that goes on."""
-    from blob_writer import large
-
-    digest, size, part_size = name.split("-")
-    parts = Parts(digest, int(size), int(part_size))
-    content = next(one for one in map(large, range(seed * 1000, seed * 1000 + 500)) if digest_of(one) == digest)
-    there = {part for one in await blobs.under_way(digest) for part in one.there}
-    for part in set(range(parts.number)) - there:
-        await blobs.put_part(parts, part, sent(content[part * parts.part_size : (part + 1) * parts.part_size]))
-    assert await blobs.complete(parts) == len(content)
-    assert await blobs.read(digest) == content
