@@ -164,7 +164,7 @@ def test_an_altered_rollup_is_found(folder: Folder) -> None:
     asyncio.run(compact())
     assert folder.check().ok
     with folder.table() as con:
-        con.execute("UPDATE points_rollup SET most = most + 1 WHERE series = 0")
+        con.execute("UPDATE points_rolled SET most32 = most32 + 1, most64 = most64 + 1 WHERE series = 0")
     (finding,) = errors(folder.check())
     assert (finding.what, finding.where) == ("rollup", "points_rollup, series 0")
 
