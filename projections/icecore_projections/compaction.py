@@ -29,7 +29,7 @@ IDLE_ROWS: Final = 500_000
 BUCKET: Final = 64
 """Consecutive points of a series in one row of the rollup."""
 
-SORTED: Final = {"run_values": "path, run", "series": "kind, key, run, series"}
+SORTED: Final = {"run_values": "path_number, run", "series": "key_number, kind, run, series"}
 """Tables that are kept roughly in an order."""
 
 UNSORTED_ROWS: Final = 200_000

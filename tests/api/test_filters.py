@@ -18,7 +18,7 @@ from icecore_api.deps import Deadline, Reading
 from icecore_api.queries.filters import parse_filters
 from icecore_api.queries.runs import Question, find
 from icecore_projections.folds.run_row import RunRow, values
-from icecore_projections.schema import INDEXES, definitions
+from icecore_projections.schema import INDEXES, definitions, name_number
 
 NOW = 1_800_000_000_000
 SILENT = NOW - 300_000
@@ -60,14 +60,14 @@ def reading() -> Iterator[Reading]:
             },
         )  # fmt: skip
         con.executemany(
-            "INSERT INTO run_values VALUES (?, ?, ?, ?)",
-            [(row.number, *value) for value in values(row)] or [(0, "", 0, "")],
+            "INSERT INTO run_values VALUES (?, ?, ?, ?, ?)",
+            [(row.number, *value, name_number(value.path)) for value in values(row)] or [(0, "", 0, "", 0)],
         )
         if run_id in "ae":
             con.execute(
                 "INSERT INTO series BY NAME SELECT $i AS series, $run AS run, 'metric' AS kind, 'loss' AS key, "
-                "2.0 AS last, 3 AS n, 0 AS nans, 9 AS last_step",
-                {"i": i, "run": row.number},
+                "2.0 AS last, 3 AS n, 0 AS nans, 9 AS last_step, $key AS key_number",
+                {"i": i, "run": row.number, "key": name_number("loss")},
             )
     con.execute("CREATE TEMP TABLE ids AS SELECT run, id FROM current_runs")
     yield Reading(cast("Store", None), con, Token(), NOW, SILENT, cast("Deadline", None))

@@ -61,11 +61,7 @@ class Matching:
             compiler = Compiler(self.params, self.rules, self.reading.cursor)
             self.compiled = compiler.compile(self.question.filters)
         compiled = self.compiled
-        source = "current_runs c"
-        if compiled.semi_joins:
-            first, *others = compiled.semi_joins
-            chain = " ".join(f"SEMI JOIN ({other}) USING (run)" for other in others)
-            source = f"(FROM ({first}) {chain} SELECT run) AS picked JOIN current_runs c USING (run)"
+        source = " ".join(["current_runs c", *compiled.joins])
         if activity or compiled.activity:
             source += " LEFT JOIN run_activity a USING (run)"
         entity = self.params.fixed("entity", self.question.entity)
