@@ -20,7 +20,7 @@ import urllib3
 
 from benchmarks.results import Result
 from benchmarks.server import serving
-from icecore.position import Token
+from icecore.position import Place, Token
 from icecore_api.context import Store
 from icecore_api.deps import Deadline, Reading
 from icecore_api.queries.run_answers import run_answers
@@ -133,7 +133,8 @@ def fill(con: duckdb.DuckDBPyConnection, runs: int) -> None:
 
 
 async def _measure(con: duckdb.DuckDBPyConnection) -> list[Result]:
-    reading = Reading(cast("Store", None), con.cursor(), Token(), NOW, NOW - 300_000, Deadline(con, 600))
+    position = Token({Place("ledger", 0): RUNS})
+    reading = Reading(cast("Store", None), con.cursor(), position, NOW, NOW - 300_000, Deadline(con, 600))
     best = Question("team", "sweep", FILTERS, "", "-summary_metrics.metric_3", 10)
     newest = Question("team", "sweep", {}, "", "-created_at", 50)
     found = find(reading, best)
