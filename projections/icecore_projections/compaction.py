@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import duckdb
 import numpy as np
@@ -85,9 +85,8 @@ def put(con: duckdb.DuckDBPyConnection, kind: str, points: Points) -> None:
     """Append points, which are in the order of the log, as a piece and its rollup."""
     order = _order(points["series"], points["step"])
     ordered = {name: column.take(order) for name, column in points.items()}
-    starts, lengths = _stretches(ordered["series"])
-    narrow = _narrow(ordered["value"], starts)
-    buckets, rows = rolled(ordered, narrow, starts, lengths), encoded(ordered, narrow, starts, lengths)
+    stretches = _Stretches.of(ordered)
+    buckets, rows = rolled(ordered, stretches), encoded(ordered, stretches)
     del ordered
     with _one_thread(con) if rows.num_rows > ROW_GROUP else contextlib.nullcontext():
         _insert(con, f"{kind}_rolled", buckets)
@@ -121,9 +120,27 @@ def _order(series: npt.NDArray[np.int32], step: npt.NDArray[np.int64]) -> npt.ND
     return ((series.astype(np.int64) - first << bits) | (step - low)).argsort(kind="stable")
 
 
-def encoded(
-    points: Points, narrow: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> pa.Table:
+class _Stretches(NamedTuple):
+    """The series of a piece, one after another: an entry each."""
+
+    starts: npt.NDArray[np.int64]
+    """Where its points begin."""
+    lengths: npt.NDArray[np.int64]
+    clock: npt.NDArray[np.int64]
+    """The time at step 0 of its line, and the line's slope."""
+    pace: npt.NDArray[np.int64]
+    narrow: npt.NDArray[np.bool_]
+    """Whether float32 holds all its values."""
+
+    @classmethod
+    def of(cls, points: Points) -> Self:
+        """Those of points in the order of series and step."""
+        starts, lengths = _stretches(points["series"])
+        clock, pace = _lines(points["step"], points["ts"], starts, starts + lengths - 1)
+        return cls(starts, lengths, clock, pace, _narrow(points["value"], starts))
+
+
+def encoded(points: Points, stretches: _Stretches) -> pa.Table:
     """Rows of the sorted table, of points in the order of series and step.
 
     Every other series lies backwards: where one ends the next begins at a step close by, and the differences that
@@ -131,11 +148,9 @@ def encoded(
 
     Args:
         points: their columns.
-        narrow: of each series, whether float32 holds all its values.
-        starts: where each series begins.
-        lengths: how many points each has.
+        stretches: their series.
     """
-    clock, pace = _lines(points["step"], points["ts"], starts, starts + lengths - 1)
+    starts, lengths, clock, pace, narrow = stretches
     turned = _turned(points["series"], points["step"], starts, lengths)
     if turned is not None:
         points = {name: column.take(turned) for name, column in points.items()}
@@ -225,17 +240,14 @@ def _turned(
     return order
 
 
-def rolled(
-    points: Points, narrow: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> pa.Table:
+def rolled(points: Points, stretches: _Stretches) -> pa.Table:
     """The buckets of one sorted piece: every 64 consecutive points of a series, the last of a series fewer.
 
     Args:
         points: their columns, in the order of series and step.
-        narrow: of each series, whether float32 holds all its values.
-        starts: where each series begins.
-        lengths: how many points each has.
+        stretches: their series.
     """
+    starts, lengths, clock, pace, narrow = stretches
     series, step, ts, off = (points[name] for name in ("series", "step", "ts", "off"))
     value: npt.NDArray[np.float64] = points["value"]
     each = -(-lengths // BUCKET)
@@ -243,15 +255,18 @@ def rolled(
     missing = np.isnan(value)
     clean = value + 0.0  # -0.0 becomes 0.0, as in the series' statistics
     n, nans = last - first + 1, np.add.reduceat(missing.astype(np.int32), first)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # too large a sum is infinite
         total = np.add.reduceat(np.where(missing, 0.0, clean), first)
+    clock, pace = np.repeat(clock, each), np.repeat(pace, each)
     none, least, most = n == nans, np.fmin.reduceat(clean, first), np.fmax.reduceat(clean, first)
     columns: dict[str, Any] = {
         "series": series[first],
         "step_first": step[first],
         "step_last": step[last],
-        "ts_first": ts[first],
-        "ts_last": ts[last],
+        "clock": clock,
+        "pace": pace.astype(np.int32),
+        "late_first": ts[first] - (clock + pace * step[first]),
+        "late_last": ts[last] - (clock + pace * step[last]),
         "n": n,
         "nans": nans,
         **_values("least", least, narrow, each, missing=none),

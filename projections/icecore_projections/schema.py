@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Raised whenever tables or folds change so that an old store must be rebuilt from the log."""
 
 TABLES: Final[dict[str, str]] = {
@@ -66,16 +66,17 @@ _COLD: Final = (
     "coalesce(value32::DOUBLE, value64) AS value, off FROM {}"
 )
 
-# The same for what a bucket of the rollup says: its least, most and last value are values of the series.
+# The same for what a bucket of the rollup says: its first and last time lie on the line of its series, and its least,
+# most and last value are values of the series.
 _ROLLED: Final = (
-    "series INTEGER, step_first BIGINT, step_last BIGINT, ts_first BIGINT, ts_last BIGINT, n INTEGER, nans INTEGER, "
-    "least32 FLOAT, least64 DOUBLE, most32 FLOAT, most64 DOUBLE, total DOUBLE, last32 FLOAT, last64 DOUBLE, "
-    "off_last BIGINT"
+    "series INTEGER, step_first BIGINT, step_last BIGINT, clock BIGINT, pace INTEGER, late_first BIGINT, "
+    "late_last BIGINT, n INTEGER, nans INTEGER, least32 FLOAT, least64 DOUBLE, most32 FLOAT, most64 DOUBLE, "
+    "total DOUBLE, last32 FLOAT, last64 DOUBLE, off_last BIGINT"
 )
 _ROLLUP: Final = (
-    "SELECT rowid AS rowid, series, step_first, step_last, ts_first, ts_last, n, nans, "
-    "coalesce(least32::DOUBLE, least64) AS least, coalesce(most32::DOUBLE, most64) AS most, total, "
-    "coalesce(last32::DOUBLE, last64) AS last, off_last FROM {}"
+    "SELECT rowid AS rowid, series, step_first, step_last, clock + pace * step_first + late_first AS ts_first, "
+    "clock + pace * step_last + late_last AS ts_last, n, nans, coalesce(least32::DOUBLE, least64) AS least, "
+    "coalesce(most32::DOUBLE, most64) AS most, total, coalesce(last32::DOUBLE, last64) AS last, off_last FROM {}"
 )
 
 VIEWS: Final[dict[str, str]] = {}

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from icecore.position import Place
@@ -90,6 +90,7 @@ _VALUE = st.one_of(st.floats(width=32), st.floats(), st.just(-0.0))
 
 
 @settings(deadline=None)
+@example([(0, 0, 0, 1.7e308), (0, 1, 0, 1.7e308)])  # of which the sum is infinite
 @given(st.lists(st.tuples(st.integers(0, 3), _WHOLE, _TIME, _VALUE), min_size=1, max_size=40))
 def test_a_piece_gives_every_point_back_as_it_was(given_points: list[tuple[int, int, int, float]]) -> None:
     """Lines and narrow values change nothing: steps, times and values of any size come out bit for bit, in order."""
@@ -138,6 +139,7 @@ def test_the_rollup_says_what_its_points_say(sizes: list[tuple[int, int, float]]
         there = piece[~np.isnan(piece)]
         assert set(series[at : at + n]) == {bucket["series"]}
         assert (bucket["step_first"], bucket["step_last"]) == (step[at], step[at + n - 1])
+        assert (bucket["ts_first"], bucket["ts_last"]) == (step[at] * 10, step[at + n - 1] * 10)
         assert n == 64 or at + n == len(series) or series[at + n] != series[at]
         assert bucket["nans"] == n - len(there)
         assert bucket["least"] == (there.min() if len(there) else None)
