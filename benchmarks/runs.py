@@ -20,13 +20,14 @@ import urllib3
 
 from benchmarks.results import Result
 from benchmarks.server import serving
-from icecore.position import Token
+from icecore.position import Place, Token
 from icecore_api.context import Store
 from icecore_api.deps import Deadline, Reading
 from icecore_api.queries.run_answers import run_answers
 from icecore_api.queries.runs import Question, find
+from icecore_projections import compaction
 from icecore_projections.folds.run_row import RunRow
-from icecore_projections.schema import INDEXES, definitions
+from icecore_projections.schema import definitions, name_number
 
 RUNS, CONFIG, SUMMARY, ROUNDS = 100_000, 58, 41, 15
 NOW = 1_800_000_000_000
@@ -51,8 +52,6 @@ def build(con: duckdb.DuckDBPyConnection, runs: int) -> None:
         con.execute(statement)
     fill(con, runs)
     con.execute(f"INSERT INTO offsets VALUES ('ledger', 0, {runs}, 0)")
-    for name, where in INDEXES.items():
-        con.execute(f"CREATE INDEX {name} ON {where}")
     con.execute("CHECKPOINT")
 
 
@@ -119,15 +118,23 @@ def fill(con: duckdb.DuckDBPyConnection, runs: int) -> None:
         leaves: dict[str, Any] = {"run": numbers, "value": column}
         con.register("leaf", pa.table(leaves).sort_by("run"))
         kind = "text" if pa.types.is_string(column.type) else "number"
-        con.execute(f"INSERT INTO run_values BY NAME SELECT run, 'config.{path}' AS path, value AS {kind} FROM leaf")
+        con.execute(
+            f"INSERT INTO run_values BY NAME SELECT run, 'config.{path}' AS path, value AS {kind}, "
+            f"{name_number(f'config.{path}')} AS path_number FROM leaf"
+        )
+    named = {"key": [f"metric_{j}" for j in range(SUMMARY)]}
+    con.register("named", pa.table({**named, "key_number": [name_number(key) for key in named["key"]]}))
     con.execute(
-        "INSERT INTO series BY NAME SELECT run, 'metric' AS kind, 'metric_' || j AS key, random() AS last, 1000 AS n "
-        f"FROM given, range({SUMMARY}) t(j) ORDER BY key, run"
+        "INSERT INTO series BY NAME SELECT run, 'metric' AS kind, key, key_number, random() AS last, 1000 AS n "
+        "FROM given, named"
     )
+    for table in compaction.SORTED:
+        compaction.resort(con, table)
 
 
 async def _measure(con: duckdb.DuckDBPyConnection) -> list[Result]:
-    reading = Reading(cast("Store", None), con.cursor(), Token(), NOW, NOW - 300_000, Deadline(con, 600))
+    position = Token({Place("ledger", 0): RUNS})
+    reading = Reading(cast("Store", None), con.cursor(), position, NOW, NOW - 300_000, Deadline(con, 600))
     best = Question("team", "sweep", FILTERS, "", "-summary_metrics.metric_3", 10)
     newest = Question("team", "sweep", {}, "", "-created_at", 50)
     found = find(reading, best)

@@ -37,7 +37,7 @@ QUERIES: Final[Mapping[str, str]] = {
     "run_values": "SELECT r.doc->>'path' AS run, v.path, v.number, v.text "
     "FROM run_values v JOIN current_runs r USING (run)",
     "run_activity": "SELECT * EXCLUDE (run) FROM run_activity",
-    "series": f"SELECT {_RUN} AS run, t.* EXCLUDE (run, series) FROM series t",
+    "series": f"SELECT {_RUN} AS run, t.* EXCLUDE (run, series, key_number) FROM series t",
     "points": f"SELECT a.path AS run, key, p.step, p.ts, p.value, p.off FROM points_hot p {_SERIES}",
     "system": f"SELECT a.path AS run, key, p.step, p.ts, p.value, p.off FROM system_hot p {_SERIES}",
     "texts": f"SELECT a.path AS run, key, kind, p.step, p.ts, p.text, p.off FROM texts p {_SERIES}",

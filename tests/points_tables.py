@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from icecore_projections import compaction
-from icecore_projections.schema import definitions, run_number
+from icecore_projections.schema import definitions, name_number, run_number
 
 
 class Point(NamedTuple):
@@ -71,7 +71,10 @@ class Tables:
             for key, value in fields.get(root, {}).items():
                 numeric = float(value) if isinstance(value, (bool, int, float)) else None
                 text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else None
-                self.con.execute("INSERT INTO run_values VALUES (?, ?, ?, ?)", [number, f"{root}.{key}", numeric, text])
+                path = f"{root}.{key}"
+                self.con.execute(
+                    "INSERT INTO run_values VALUES (?, ?, ?, ?, ?)", [number, path, numeric, text, name_number(path)]
+                )
 
     def log(self, points: list[Point]) -> None:
         """Points arrive: into the hot tables."""
@@ -116,8 +119,8 @@ class Tables:
             top = [p for p in mine if p.step == last.step][-1]
             text = str(top.value).lower() if kind == "bool" else top.value if kind == "text" else None
             self.con.execute(
-                "INSERT INTO series (series, run, kind, key, n, last_step, last, last_text, off) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO series (series, run, kind, key, n, last_step, last, last_text, off, key_number) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     number,
                     run_number(run),
@@ -128,6 +131,7 @@ class Tables:
                     None if text is not None else top.value,
                     text,
                     top.off,
+                    name_number(key),
                 ],
             )
         return self

@@ -101,8 +101,13 @@ async def _read(
         yield reading
 
 
+async def _context(request: Request) -> Context:
+    return context_of(request)
+
+
+# dependencies that only look are async, too: FastAPI sends each of the others to another thread and back
 Read = Annotated[Reading, Depends(_read)]
-Process = Annotated[Context, Depends(context_of)]
+Process = Annotated[Context, Depends(_context)]
 
 
 async def wait_for(store: Store, token: Token, within: float) -> None:
@@ -147,11 +152,11 @@ class RunPath:
 PathPart = Annotated[str, Path()]
 
 
-def _project_path(entity: PathPart, project: PathPart) -> ProjectPath:
+async def _project_path(entity: PathPart, project: PathPart) -> ProjectPath:
     return ProjectPath(check_path_part("an entity", entity), check_path_part("a project", project))
 
 
-def _run_path(
+async def _run_path(
     entity: Annotated[str, Path()], project: Annotated[str, Path()], run_id: Annotated[str, Path()]
 ) -> RunPath:
     return RunPath(

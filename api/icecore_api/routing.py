@@ -110,7 +110,8 @@ class _Asks:
     def __init__(self, permission: Permission) -> None:
         self.permission: Permission = permission
 
-    def __call__(self, request: Request) -> None:
+    async def __call__(self, request: Request) -> None:
+        """Ask; async, since FastAPI would send a plain function to another thread."""
         allow(principal(request), self.permission)
 
 

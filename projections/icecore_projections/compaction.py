@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import duckdb
 import numpy as np
@@ -29,7 +29,7 @@ IDLE_ROWS: Final = 500_000
 BUCKET: Final = 64
 """Consecutive points of a series in one row of the rollup."""
 
-SORTED: Final = {"run_values": "path, run", "series": "kind, key, run, series"}
+SORTED: Final = {"run_values": "path_number, run", "series": "key_number, kind, run, series"}
 """Tables that are kept roughly in an order."""
 
 UNSORTED_ROWS: Final = 200_000
@@ -44,8 +44,6 @@ ROW_GROUP: Final = 122_880
 _LINE_STEP: Final = 1 << 30
 _LINE_TS: Final = 1 << 60
 """Steps and times below these cannot overflow on a line, whatever its slope in 32 bits."""
-
-_ROLLUP_COLUMNS: Final = [part.split()[0] for part in TABLES["points_rollup"].split(", ")]
 
 Points = Mapping[str, npt.NDArray[Any]]
 """The columns of points: series, step, ts, value, off."""
@@ -87,10 +85,11 @@ def put(con: duckdb.DuckDBPyConnection, kind: str, points: Points) -> None:
     """Append points, which are in the order of the log, as a piece and its rollup."""
     order = _order(points["series"], points["step"])
     ordered = {name: column.take(order) for name, column in points.items()}
-    buckets, rows = rollup(ordered), encoded(ordered)
+    stretches = _Stretches.of(ordered)
+    buckets, rows = rolled(ordered, stretches), encoded(ordered, stretches)
     del ordered
     with _one_thread(con) if rows.num_rows > ROW_GROUP else contextlib.nullcontext():
-        _insert(con, f"{kind}_rollup", buckets)
+        _insert(con, f"{kind}_rolled", buckets)
         _insert(con, f"{kind}_sorted", rows)
 
 
@@ -121,15 +120,37 @@ def _order(series: npt.NDArray[np.int32], step: npt.NDArray[np.int64]) -> npt.ND
     return ((series.astype(np.int64) - first << bits) | (step - low)).argsort(kind="stable")
 
 
-def encoded(points: Points) -> pa.Table:
+class _Stretches(NamedTuple):
+    """The series of a piece, one after another: an entry each."""
+
+    starts: npt.NDArray[np.int64]
+    """Where its points begin."""
+    lengths: npt.NDArray[np.int64]
+    clock: npt.NDArray[np.int64]
+    """The time at step 0 of its line, and the line's slope."""
+    pace: npt.NDArray[np.int64]
+    narrow: npt.NDArray[np.bool_]
+    """Whether float32 holds all its values."""
+
+    @classmethod
+    def of(cls, points: Points) -> Self:
+        """Those of points in the order of series and step."""
+        starts, lengths = _stretches(points["series"])
+        clock, pace = _lines(points["step"], points["ts"], starts, starts + lengths - 1)
+        return cls(starts, lengths, clock, pace, _narrow(points["value"], starts))
+
+
+def encoded(points: Points, stretches: _Stretches) -> pa.Table:
     """Rows of the sorted table, of points in the order of series and step.
 
     Every other series lies backwards: where one ends the next begins at a step close by, and the differences that
     are stored stay small. Points of one step stay in their order.
+
+    Args:
+        points: their columns.
+        stretches: their series.
     """
-    starts, lengths = _stretches(points["series"])
-    clock, pace = _lines(points["step"], points["ts"], starts, starts + lengths - 1)
-    narrow = _narrow(points["value"], starts)
+    starts, lengths, clock, pace, narrow = stretches
     turned = _turned(points["series"], points["step"], starts, lengths)
     if turned is not None:
         points = {name: column.take(turned) for name, column in points.items()}
@@ -141,24 +162,29 @@ def encoded(points: Points) -> pa.Table:
         "clock": clock,
         "pace": pace.astype(np.int32),
         "late": points["ts"] - (clock + pace * step),
-        **_values(value, narrow, lengths),
+        **_values("value", value, narrow, lengths),
         "off": points["off"],
     }
     return pa.table(columns)
 
 
 def _values(
-    value: npt.NDArray[np.float64], narrow: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]
+    name: str,
+    value: npt.NDArray[np.float64],
+    narrow: npt.NDArray[np.bool_],
+    lengths: npt.NDArray[np.int64],
+    missing: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """The two columns of values: each is NULL where the other has one."""
+    """The two columns of values: each is NULL where the other has one, and both where the value is missing."""
     if not narrow.any():
-        return {"value32": pa.nulls(len(value), pa.float32()), "value64": value}
+        return {f"{name}32": pa.nulls(len(value), pa.float32()), f"{name}64": arrow.column(value, mask=missing)}
     with np.errstate(over="ignore", invalid="ignore"):
         short = value.astype(np.float32)
     if narrow.all():
-        return {"value32": short, "value64": pa.nulls(len(value), pa.float64())}
+        return {f"{name}32": arrow.column(short, mask=missing), f"{name}64": pa.nulls(len(value), pa.float64())}
     wide = np.repeat(~narrow, lengths)
-    return {"value32": arrow.column(short, mask=wide), "value64": arrow.column(value, mask=~wide)}
+    no_short, no_wide = (wide, ~wide) if missing is None else (wide | missing, ~wide | missing)
+    return {f"{name}32": arrow.column(short, mask=no_short), f"{name}64": arrow.column(value, mask=no_wide)}
 
 
 def _stretches(series: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -214,29 +240,50 @@ def _turned(
     return order
 
 
-def rollup(points: Points) -> pa.Table:
-    """The buckets of one sorted piece: every 64 consecutive points of a series, the last of a series fewer."""
+def rolled(points: Points, stretches: _Stretches) -> pa.Table:
+    """The buckets of one sorted piece: every 64 consecutive points of a series, the last of a series fewer.
+
+    Args:
+        points: their columns, in the order of series and step.
+        stretches: their series.
+    """
+    starts, lengths, clock, pace, narrow = stretches
     series, step, ts, off = (points[name] for name in ("series", "step", "ts", "off"))
     value: npt.NDArray[np.float64] = points["value"]
-    first, last = _buckets(series)
+    each = -(-lengths // BUCKET)
+    first, last = _buckets(starts, each, len(series))
     missing = np.isnan(value)
     clean = value + 0.0  # -0.0 becomes 0.0, as in the series' statistics
     n, nans = last - first + 1, np.add.reduceat(missing.astype(np.int32), first)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # too large a sum is infinite
         total = np.add.reduceat(np.where(missing, 0.0, clean), first)
-    least, most = (arrow.column(function.reduceat(clean, first), mask=n == nans) for function in (np.fmin, np.fmax))
-    total = np.where(np.isnan(total), np.nan, total)
-    columns = [series[first], step[first], step[last], ts[first], ts[last], n, nans, least, most, total]
-    return pa.table([arrow.column(c) for c in [*columns, value[last], off[last]]], names=_ROLLUP_COLUMNS)
+    clock, pace = np.repeat(clock, each), np.repeat(pace, each)
+    none, least, most = n == nans, np.fmin.reduceat(clean, first), np.fmax.reduceat(clean, first)
+    columns: dict[str, Any] = {
+        "series": series[first],
+        "step_first": step[first],
+        "step_last": step[last],
+        "clock": clock,
+        "pace": pace.astype(np.int32),
+        "late_first": ts[first] - (clock + pace * step[first]),
+        "late_last": ts[last] - (clock + pace * step[last]),
+        "n": n,
+        "nans": nans,
+        **_values("least", least, narrow, each, missing=none),
+        **_values("most", most, narrow, each, missing=none),
+        "total": np.where(np.isnan(total), np.nan, total),
+        **_values("last", value[last], narrow, each),
+        "off_last": off[last],
+    }
+    return pa.table(columns)
 
 
-def _buckets(series: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where each bucket begins and ends, inclusive."""
-    rows = len(series)
-    starts, lengths = _stretches(series)
-    buckets = -(-lengths // BUCKET)
-    ordinal = np.arange(buckets.sum()) - np.repeat(np.cumsum(buckets) - buckets, buckets)
-    first = np.repeat(starts, buckets) + ordinal * BUCKET
+def _buckets(
+    starts: npt.NDArray[np.int64], each: npt.NDArray[np.int64], rows: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each bucket begins and ends, inclusive: `each` of the series has so many."""
+    ordinal = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
+    first = np.repeat(starts, each) + ordinal * BUCKET
     return first, np.r_[first[1:], rows] - 1
 
 

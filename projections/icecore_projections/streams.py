@@ -20,7 +20,7 @@ from icecore_projections.folds import Applied, Changes, Rows, metrics, runs
 from icecore_projections.folds.activity import Activity
 from icecore_projections.folds.metrics import MetricsState
 from icecore_projections.folds.series import PARTITIONS_MOST, STATISTICS
-from icecore_projections.schema import run_number
+from icecore_projections.schema import name_number, run_number
 
 SERIES_CACHED: Final = 1_000_000
 """Series remembered between batches: about 300 MB. Above it all are dropped, and loaded again on demand."""
@@ -217,6 +217,7 @@ def _run_tables(changes: runs.RunChanges) -> Changes:
             "path": pa.array([value.path for _, value in leaves], pa.string()),
             "number": pa.array([value.number for _, value in leaves], pa.float64()),
             "text": pa.array([value.text for _, value in leaves], pa.string()),
+            "path_number": pa.array([name_number(value.path) for _, value in leaves], pa.int64()),
         }
     )
     changed = pa.table({"run": pa.array([row.number for row in current], pa.int64())})

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icecore.errors import Invalid
-from icecore.position import Token
+from icecore.position import Place, Token
 from icecore_api.context import Store
 from icecore_api.deps import Deadline, Reading
 from icecore_api.queries.filters import parse_filters
 from icecore_api.queries.runs import Question, find
 from icecore_projections.folds.run_row import RunRow, values
-from icecore_projections.schema import INDEXES, definitions
+from icecore_projections.schema import INDEXES, definitions, name_number
 
 NOW = 1_800_000_000_000
 SILENT = NOW - 300_000
@@ -60,18 +60,34 @@ def reading() -> Iterator[Reading]:
             },
         )  # fmt: skip
         con.executemany(
-            "INSERT INTO run_values VALUES (?, ?, ?, ?)",
-            [(row.number, *value) for value in values(row)] or [(0, "", 0, "")],
+            "INSERT INTO run_values VALUES (?, ?, ?, ?, ?)",
+            [(row.number, *value, name_number(value.path)) for value in values(row)] or [(0, "", 0, "", 0)],
         )
         if run_id in "ae":
             con.execute(
                 "INSERT INTO series BY NAME SELECT $i AS series, $run AS run, 'metric' AS kind, 'loss' AS key, "
-                "2.0 AS last, 3 AS n, 0 AS nans, 9 AS last_step",
-                {"i": i, "run": row.number},
+                "2.0 AS last, 3 AS n, 0 AS nans, 9 AS last_step, $key AS key_number",
+                {"i": i, "run": row.number, "key": name_number("loss")},
             )
     con.execute("CREATE TEMP TABLE ids AS SELECT run, id FROM current_runs")
-    yield Reading(cast("Store", None), con, Token(), NOW, SILENT, cast("Deadline", None))
+    yield Reading(cast("Store", None), con, Token({Place("ledger", 0): len(RUNS)}), NOW, SILENT, cast("Deadline", None))
     con.close()
+
+
+@pytest.fixture
+def twin(reading: Reading) -> Iterator[None]:
+    """Run `e` has a path and a key whose numbers are those of others."""
+    con = reading.cursor
+    (run,) = con.execute("SELECT run FROM ids WHERE id = 'e'").fetchall()[0]
+    con.begin()
+    con.execute("INSERT INTO run_values VALUES (?, 'config.twin', 0.1, NULL, ?)", [run, name_number("config.lr")])
+    con.execute(
+        "INSERT INTO series BY NAME SELECT 99 AS series, ? AS run, 'metric' AS kind, 'twin' AS key, 7.0 AS last, "
+        "1 AS n, 0 AS nans, ? AS key_number",
+        [run, name_number("acc")],
+    )
+    yield
+    con.rollback()
 
 
 def ids(reading: Reading, filters: Any, order: str = "id") -> list[str]:
@@ -79,6 +95,16 @@ def ids(reading: Reading, filters: Any, order: str = "id") -> list[str]:
     known = dict(reading.cursor.execute("SELECT run, id FROM ids").fetchall())
     assert found.count == len(found.runs)
     return [known[run] for run in found.runs]
+
+
+@pytest.mark.usefixtures("twin")
+def test_two_names_of_one_number_are_two(reading: Reading) -> None:
+    """A number only finds a path or key: values of another name with it are not the ones asked for."""
+    assert ids(reading, {"config.lr": 0.1}) == ["a"]
+    assert ids(reading, {"config.lr": {"$exists": False}}) == ["e"]
+    assert ids(reading, {}, "-config.lr") == ["b", "a", "c", "d", "e"]
+    assert ids(reading, {"summary_metrics.acc": 7}) == []
+    assert ids(reading, {"summary_metrics.acc": {"$exists": True}}) == []
 
 
 @pytest.mark.parametrize(

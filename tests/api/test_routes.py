@@ -172,11 +172,13 @@ def test_operations_run_in_the_background_and_tell_their_progress(tmp_path: Path
         deadline = asyncio.get_running_loop().time() + 10
         while not (job := await made.get("rebuild"))["progress"]:
             assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
         assert job["progress"] == {"folded": 1, "of": 2}
         assert (await made.client.post("/api/v1/rebuild")).status_code == 409
         made.operations.may_end.set()
         while (job := await made.get("rebuild"))["state"] == "running":
             assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
         assert (job["state"], job["result"]) == ("done", {"same": True, "verify": True})
         assert (await made.get("fsck"))["state"] == "none"
         assert (await made.client.post("/api/v1/fsck")).status_code == 202

@@ -22,6 +22,9 @@ from icecore_ingest.logs.verify import verify as verify_log
 from icecore_projections import generations
 from icecore_projections.fsck import Finding, Progress, Report, _apart, fsck
 
+_HEADERS, _BLOCK = 3 * 4096, 1 << 18
+"""Bytes of a DuckDB file before its first block, and of a block."""
+
 
 class Folder:
     """A data folder with a log and a store, and a check of both."""
@@ -119,11 +122,12 @@ def test_a_flipped_bit_in_the_store_is_named(folder: Folder) -> None:
     """One flipped bit in a block of the store file: the file is named, and what repairs it."""
     path = generations.current(folder.store)
     assert path is not None
-    data = bytearray(path.read_bytes())
     with contextlib.closing(duckdb.connect(path)) as con:
         con.execute("CHECKPOINT")
+        # a block that is in use: nothing reads those that are free
+        ((block,),) = con.execute("SELECT max(block_id) FROM pragma_storage_info('current_runs')").fetchall()
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[_HEADERS + block * _BLOCK + _BLOCK // 2] ^= 1
     path.write_bytes(data)
     report = folder.check()
     assert not report.ok
@@ -164,7 +168,7 @@ def test_an_altered_rollup_is_found(folder: Folder) -> None:
     asyncio.run(compact())
     assert folder.check().ok
     with folder.table() as con:
-        con.execute("UPDATE points_rollup SET most = most + 1 WHERE series = 0")
+        con.execute("UPDATE points_rolled SET most32 = most32 + 1, most64 = most64 + 1 WHERE series = 0")
     (finding,) = errors(folder.check())
     assert (finding.what, finding.where) == ("rollup", "points_rollup, series 0")
 

@@ -21,6 +21,7 @@ from icecore.log import EventLog
 from icecore.position import Place, Token
 from icecore_api.queries.points import AsOf
 from icecore_projections.folds.run_row import RunRow, values
+from icecore_projections.schema import name_number
 
 _EPOCH_MS_FROM: Final = 1e11
 """An epoch number from here on is in ms, below in s."""
@@ -156,7 +157,11 @@ def _runs_then(cursor: Any, store: str, ledger: int, where: str, parameters: Map
     if rows:
         cells: dict[str, Any] = {name: [_cell(row, name) for row in rows] for name in columns}
         _put(cursor, "runs_then", pa.table(cells))
-        leaves = [{"run": row.number, **value._asdict()} for row in rows for value in values(row)]
+        leaves = [
+            {"run": row.number, **value._asdict(), "path_number": name_number(value.path)}
+            for row in rows
+            for value in values(row)
+        ]
         if leaves:
             _put(cursor, "values_then", pa.Table.from_pylist(leaves))
     cursor.execute(
@@ -210,11 +215,11 @@ def _series_then(cursor: Any, store: str, upto: AsOf, chosen: str) -> None:
     number = "p.value IS NOT NULL AND NOT isnan(p.value)"
     cursor.execute(
         f"CREATE TEMP VIEW series AS SELECT s.* FROM {store}.series s WHERE true{unchanged} UNION ALL BY NAME "
-        "SELECT s.series, s.run, s.kind, s.key, count(*) AS n, count(*) FILTER (isnan(p.value)) AS nans, "
+        "SELECT s.series, s.run, s.kind, s.key, s.key_number, count(*) AS n, count(*) FILTER (isnan(p.value)) AS nans, "
         f"min(p.value) FILTER ({number}) AS least, max(p.value) FILTER ({number}) AS most, "
         f"coalesce(sum(p.value) FILTER ({number}), 0) AS total, "
         f"min(p.step) AS first_step, first(p.value {order}) AS first, max(p.step) AS last_step, "
         f"last(p.value {order}) AS last, last(p.text {order}) AS last_text, last(p.ts {order}) AS last_ts, "
         f"max(p.off) AS off FROM {store}.series s JOIN ({' UNION ALL '.join(parts)}) p ON p.series = s.series{then} "
-        f"WHERE s.run IN ({chosen}) AND NOT (true{unchanged}) GROUP BY s.series, s.run, s.kind, s.key"
+        f"WHERE s.run IN ({chosen}) AND NOT (true{unchanged}) GROUP BY s.series, s.run, s.kind, s.key, s.key_number"
     )

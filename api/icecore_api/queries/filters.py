@@ -6,8 +6,8 @@
 Missing values are as in Mongo: `$ne`, `$nin` and `$not` match a run that lacks the field, the others do not. A
 boolean is not the number 1; in `<` and `>` it counts as one. NaN is neither greater nor less than anything.
 
-Conditions on config and summary are semi-joins on relations (queries/values.py). Those that must all hold are
-given apart, so that the listing may start from them rather than from the runs.
+Conditions on config and summary are joins with relations (queries/values.py). Those that must all hold are given
+apart, so that the listing may start from them rather than from the runs.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Compiled:
 
     where: str
     """A condition over `c` (and `a`), never NULL."""
-    semi_joins: list[str]
-    """Relations with a `run`: a matching run is in each of them."""
+    joins: list[str]
+    """Joins with relations by `run`: a matching run is in each of them, and found once."""
     activity: bool
     """Whether `a` is read."""
 
@@ -55,7 +55,7 @@ class Compiler:
     cursor: duckdb.DuckDBPyConnection
     """To try regular expressions."""
     activity: bool = False
-    semi_joins: list[str] = field(default_factory=list)
+    joins: list[str] = field(default_factory=list)
     nodes: int = 0
 
     def compile(self, filters: Any) -> Compiled:
@@ -65,12 +65,12 @@ class Compiler:
             Invalid: an unknown operator or field, or a bad value; the message says which and where.
         """
         where = self._all_of(filters, "filters", 0, top=True)
-        return Compiled(where, self.semi_joins, self.activity)
+        return Compiled(where, self.joins, self.activity)
 
     # ------------------------------------------------------------------------------------------ the tree
 
     def _all_of(self, node: Any, where: str, depth: int, *, top: bool = False) -> str:
-        """A document: all its conditions hold. At the top, value conditions become semi-joins instead."""
+        """A document: all its conditions hold. At the top, value conditions become joins instead."""
         if not isinstance(node, dict):
             raise _bad(where, "an object of conditions", node)
         if depth > most("json_depth"):
@@ -152,7 +152,7 @@ class Compiler:
     # ---------------------------------------------------------------------------------- config and summary
 
     def _value(self, found: PathField, operator: str, operand: Any, here: str, *, top: bool) -> str:
-        """A semi-join on the field's relation: `c.run` is among the runs whose value fits."""
+        """`c.run` is among the runs of the field's relation whose value fits."""
         if operator == "$exists":
             if not isinstance(operand, bool):
                 raise _bad(here, "true or false", operand)
@@ -177,8 +177,9 @@ class Compiler:
             raise _unknown(operator, here, "the operators of config and summary values")
         relation = f"SELECT run FROM ({self._rows(found)}) WHERE {fits}"
         if top:
-            # an equality first: the fewer runs the first relation has, the less the others have to do
-            self.semi_joins.insert(0 if operator == "$eq" else len(self.semi_joins), relation)
+            # a plain join is the faster one: what a relation lacks is then not read of the next
+            once = found.source == "config" or not self.rules().with_aggregate(found.key)[2]
+            self.joins.append(f"{'' if once else 'SEMI '}JOIN ({relation}) USING (run)")
             return "true"
         return f"c.run IN ({relation})"
 

@@ -18,6 +18,7 @@ from icecore_api.queries.buckets import Array, Curve, bucket_of, gather
 from icecore_api.queries.points import Run, SeriesNumbers
 from icecore_api.queries.series import Question, curves
 from icecore_api.queries.values import Params, Rules, summary_relation
+from icecore_projections.schema import name_number
 
 GroupValue = str | float | bool | None
 
@@ -174,7 +175,8 @@ def _column_values(cursor: Any, numbers: list[int], column: str) -> dict[int, li
 
 def _leaf_values(cursor: Any, numbers: list[int], path: str) -> dict[int, list[GroupValue]]:
     rows = cursor.execute(
-        "SELECT run, number, text FROM run_values WHERE path = $2 AND run IN (SELECT unnest($1))", [numbers, path]
+        "SELECT run, number, text FROM run_values WHERE path_number = $3 AND path = $2 AND run IN (SELECT unnest($1))",
+        [numbers, path, name_number(path)],
     ).fetchall()
     return {run: [_leaf(number, text)] for run, number, text in rows}
 

@@ -14,7 +14,7 @@ import msgspec
 
 from icecore.errors import Invalid
 from icecore_api.queries.fields import Column, PathField, field_named
-from icecore_api.queries.values import Params, Rules, mode_sql, summary_relation, text_relation
+from icecore_api.queries.values import Params, Rules, at_path, mode_sql, of_key, summary_relation, text_relation
 
 DEFAULT: Final = "-created_at"
 FIELDS_MOST: Final = 4
@@ -69,8 +69,8 @@ def _path_keys(
 ) -> tuple[str, str]:
     """A config or summary value as (number, text where there is no number), and the joins they need."""
     if field.source == "config":
-        path = params.add(f"config.{field.key}")
-        joins.append(f"LEFT JOIN (SELECT run, number, text FROM run_values WHERE path = {path}) {alias} USING (run)")
+        here = at_path(f"config.{field.key}", params)
+        joins.append(f"LEFT JOIN (SELECT run, number, text FROM run_values WHERE {here}) {alias} USING (run)")
         return _not_nan(f"{alias}.number"), f"CASE WHEN {alias}.number IS NULL THEN {alias}.text END"
     found = rules()
     if found.with_aggregate(field.key)[2]:
@@ -82,20 +82,19 @@ def _path_keys(
 def _summary_keys(key: str, alias: str, rules: Rules, params: Params, joins: list[str]) -> tuple[str, str]:
     """A summary value: set by hand, else a metric's, else a text's; what no run has is left out of the SQL."""
     by_hand, texts = rules.sources(key)
-    name = params.add(key)
     mode, _ = mode_sql(key, rules, params, series=f"{alias}s", runs="c")
     joins.append(
         "LEFT JOIN (SELECT run, last, least, most, total, n, nans, first FROM series "
-        f"WHERE kind = 'metric' AND key = {name}) {alias}s USING (run)"
+        f"WHERE kind = 'metric' AND {of_key(key, params)}) {alias}s USING (run)"
     )
     number, text = mode, "NULL::VARCHAR"
     if texts:
-        joins.append(f"LEFT JOIN ({text_relation(key, rules, params, name)}) {alias}t USING (run)")
+        joins.append(f"LEFT JOIN ({text_relation(key, rules, params)}) {alias}t USING (run)")
         number = f"CASE WHEN {alias}s.run IS NULL THEN {alias}t.number ELSE {mode} END"
         text = f"CASE WHEN {alias}s.run IS NULL AND {alias}t.number IS NULL THEN {alias}t.text END"
     if by_hand:
-        path = params.add(f"summary.{key}")
-        joins.append(f"LEFT JOIN (SELECT run, number, text FROM run_values WHERE path = {path}) {alias}v USING (run)")
+        here = at_path(f"summary.{key}", params)
+        joins.append(f"LEFT JOIN (SELECT run, number, text FROM run_values WHERE {here}) {alias}v USING (run)")
         number = f"CASE WHEN {alias}v.run IS NULL THEN {number} ELSE {alias}v.number END"
         by_hand_text = f"CASE WHEN {alias}v.number IS NULL THEN {alias}v.text END"
         text = f"CASE WHEN {alias}v.run IS NULL THEN {text} ELSE {by_hand_text} END"

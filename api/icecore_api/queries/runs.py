@@ -10,6 +10,7 @@ import duckdb
 
 from icecore.errors import Invalid
 from icecore.limits import most
+from icecore.position import LEDGER, Place
 from icecore_api.deps import Reading
 from icecore_api.queries.filters import Compiled, Compiler
 from icecore_api.queries.order import Cursor, beyond, ordering, question_of, read_cursor, write_cursor
@@ -61,11 +62,7 @@ class Matching:
             compiler = Compiler(self.params, self.rules, self.reading.cursor)
             self.compiled = compiler.compile(self.question.filters)
         compiled = self.compiled
-        source = "current_runs c"
-        if compiled.semi_joins:
-            first, *others = compiled.semi_joins
-            chain = " ".join(f"SEMI JOIN ({other}) USING (run)" for other in others)
-            source = f"(FROM ({first}) {chain} SELECT run) AS picked JOIN current_runs c USING (run)"
+        source = " ".join(["current_runs c", *compiled.joins])
         if activity or compiled.activity:
             source += " LEFT JOIN run_activity a USING (run)"
         entity = self.params.fixed("entity", self.question.entity)
@@ -102,7 +99,7 @@ def find(reading: Reading, question: Question) -> Found:
     order = ordering(question.order, matching.rules, matching.params)
     asked = question_of(question.entity, question.project, question.filters_text, question.order)
     cursor = read_cursor(question.cursor, asked, len(order.keys)) if question.cursor else None
-    as_of = cursor.as_of if cursor else _ledger_end(reading)
+    as_of = cursor.as_of if cursor else reading.position.next_offset(Place(LEDGER, 0))
     names = [f"k{i}" for i in range(len(order.keys))]
     falls = [key.descending for key in order.keys]
     columns = ", ".join(["c.run", *(f"{key.sql} AS {name}" for key, name in zip(order.keys, names, strict=True))])
@@ -134,8 +131,3 @@ def find(reading: Reading, question: Question) -> Found:
 def _count(matching: Matching) -> int:
     """How many match, where the last page turned out empty."""
     return int(matching.run(matching.sql("count(*)"))[0][0])
-
-
-def _ledger_end(reading: Reading) -> int:
-    row = reading.cursor.execute("SELECT next_offset FROM offsets WHERE stream = 'ledger' AND part = 0").fetchone()
-    return int(row[0]) if row else 0

@@ -16,7 +16,7 @@ from icecore_projections.folds.activity import Activity, Tally
 from icecore_projections.folds.columns import Block, Columns, Ints, PerSegment, Shape, flatten, pack
 from icecore_projections.folds.series import NewSeries, SeriesState, Statistics, accumulate
 from icecore_projections.folds.texts import Texts
-from icecore_projections.schema import run_number
+from icecore_projections.schema import name_number, run_number
 
 TYPES: Final = frozenset({MetricsLogged.TYPE, SystemLogged.TYPE, ConsoleLogged.TYPE, RunHeartbeat.TYPE})
 
@@ -193,6 +193,7 @@ class _Pass:
             fresh = fresh.add_column(1, "run", pa.array([run_number(run) for run, _, _ in names], pa.int64()))
             fresh = fresh.add_column(2, "kind", pa.array([kind for _, kind, _ in names], pa.string()))
             fresh = fresh.add_column(3, "key", pa.array([key for _, _, key in names], pa.string()))
+            fresh = fresh.append_column("key_number", pa.array([name_number(key) for _, _, key in names], pa.int64()))
             changes.append["series"] = [fresh]  # type: ignore[index]
 
     def _put_activity(self, changes: Changes, heard: Mapping[str, Activity]) -> None:
