@@ -184,8 +184,7 @@ class Versions(Sequence["Artifact"]):
             index += 1
 
     def __getitem__(self, index: Any) -> Any:
-        whole = isinstance(index, slice) or index < 0
-        self._reach(None if whole else index)
+        self._reach(index if isinstance(index, int) and index >= 0 else None)
         return self._found[index]
 
     def __repr__(self) -> str:

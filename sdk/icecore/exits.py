@@ -77,6 +77,14 @@ _strong: Final[list[LiveRun]] = []
 _previous: Final[dict[str, Any]] = {}
 
 
+def _nothing() -> None:
+    """Be called."""
+
+
+_process: Final = Ending()
+"""Lives as long as the process."""
+
+
 def watch(run: LiveRun) -> None:
     """Finish `run` when the process ends, with what is known of why."""
     if not _previous:
@@ -84,6 +92,8 @@ def watch(run: LiveRun) -> None:
         _previous["exit"] = sys.exit
         sys.excepthook = _excepthook
         sys.exit = _exit
+        # Temporary folders are deleted at the end by weakref, whose turn comes after ours only if it registered before
+        weakref.finalize(_process, _nothing)
         atexit.register(_finish_all)
         os.register_at_fork(after_in_child=_after_fork)
     _strong.append(run)

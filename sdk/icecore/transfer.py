@@ -33,6 +33,7 @@ ATTEMPTS: Final = 5
 """How often an answer may end early."""
 _LATER: Final = frozenset({429, 502, 503, 504})
 _FRAME_HEAD: Final = 40
+_READ: Final = 256 * 1024
 
 Item = TypeVar("Item")
 
@@ -161,12 +162,13 @@ class BlobClient:
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Small blobs in the order asked. The bytes are not yet checked."""
         with self._open("POST", "blobs/read", orjson.dumps({"digests": list(digests)}), {}) as response:
+            bytes_of = _Body(response)
             for _ in digests:
-                head = _exactly(response, _FRAME_HEAD)
+                head = bytes_of.next(_FRAME_HEAD)
                 size = int.from_bytes(head[32:])
                 if size > PACKED_MOST * 64:
                     raise ServerFailed(f"expected a small blob, got {size} bytes of {head[:32].hex()}")
-                yield head[:32].hex(), _exactly(response, size)
+                yield head[:32].hex(), bytes_of.next(size)
 
     def whole(self, digest: str) -> bytes:
         """All bytes of a blob that fits into memory. They are not yet checked."""
@@ -183,9 +185,10 @@ class BlobClient:
 
         def ask() -> bytes:
             with self._open("GET", f"blobs/{digest}", None, headers) as response:
+                body = _Body(response)
                 if response.status == 200 and start:  # something on the way knows no ranges
-                    _exactly(response, start)
-                return _exactly(response, stop - start)
+                    body.next(start)
+                return body.next(stop - start)
 
         return again(ask)
 
@@ -286,18 +289,36 @@ def _frame(digest: str, data: bytes) -> tuple[bytes, bytes, bytes]:
     return bytes.fromhex(digest), len(data).to_bytes(8), data
 
 
-def _exactly(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
-    """The next `size` bytes of a body."""
-    import urllib3
+class _Body:
+    """An answer's body in pieces of our own sizes: one read of the network serves many small ones."""
 
-    chunks = []
-    while size:
-        try:
-            chunk = response.read(size)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ServerUnreachable(f"expected {size} more bytes, got {error}", hint="ask again") from error
-        if not chunk:
-            raise ServerUnreachable(f"expected {size} more bytes, got the end of the answer", hint="ask again")
-        chunks.append(chunk)
-        size -= len(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        self._response = response
+        self._held = b""
+        self._at = 0
+
+    def next(self, size: int) -> bytes:
+        """The next `size` bytes.
+
+        Raises:
+            ServerUnreachable: there are not so many.
+        """
+        import urllib3
+
+        stop = self._at + size
+        if stop > len(self._held):
+            chunks = [self._held[self._at :]]
+            lacking = size - len(chunks[0])
+            while lacking > 0:
+                try:
+                    chunk = self._response.read(_READ)
+                except (urllib3.exceptions.HTTPError, OSError) as error:
+                    raise ServerUnreachable(f"expected {lacking} more bytes, got {error}", hint="ask again") from error
+                if not chunk:
+                    raise ServerUnreachable(f"expected {lacking} more bytes, got the end", hint="ask again")
+                chunks.append(chunk)
+                lacking -= len(chunk)
+            self._held, self._at, stop = b"".join(chunks), 0, size
+        piece = self._held[self._at : stop]
+        self._at = stop
+        return piece

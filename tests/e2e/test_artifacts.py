@@ -172,3 +172,22 @@ def test_a_killed_upload_goes_on(server: Server, api: Api, tmp_path: Path) -> No
     assert done.stdout.split() == ["v0"]
     found = api.artifact("killed/big")
     assert Path(found.file(tmp_path / "out")).read_bytes() == data
+
+
+def test_a_script_that_just_ends_has_logged(server: Server, api: Api) -> None:
+    """Neither wait nor finish is needed: the end of the script waits; an exception ends the run, not the upload."""
+    text = (
+        "import icecore\n"
+        "run = icecore.init(project='ends', id='plain')\n"
+        "artifact = icecore.Artifact('many', type='d')\n"
+        "for number in range(300):\n"
+        "    with artifact.new_file(f'{number}.txt') as file: file.write(str(number) * 1000)\n"
+        "run.log_artifact(artifact)\n"
+        "import sys; sys.exit(3)\n"
+    )
+    done = server.run("python", "-c", text, check=False)
+
+    assert done.returncode == 3, done.stderr
+    assert "logged many:v0" in done.stderr, done.stderr
+    assert len(api.artifact("ends/many:v0").files()) == 300
+    assert api.run("ends/plain").exit_code == 3
