@@ -25,6 +25,8 @@ def blocks(language: str) -> list[str]:
 def run_path(server: Server) -> str:
     """The run that the README's script makes."""
     done = server.run("python", "-c", blocks("python")[0] + "\nprint('path', run.path)")
+    for block in blocks("python")[1:]:
+        server.run("python", "-c", block)
     assert "finished 0.99" in done.stdout
     assert "train/loss" in done.stdout
     return done.stdout.split("path ")[-1].strip()

@@ -39,7 +39,7 @@ WALK_NAMES = {
 
 @pytest.mark.parametrize("name", WALK_NAMES)
 def test_the_walks_exist(name: str) -> None:
-    """Every name on the two walks of ARCHITECTURE.md is a name in the code."""
+    """Every name on the walks of ARCHITECTURE.md is a name in the code."""
     module, _, attribute = WALK_NAMES[name].partition(":")
     thing = importlib.import_module(module)
     for part in attribute.split("."):
