@@ -136,7 +136,7 @@ def _exit(code: Any = None, /) -> NoReturn:
 
 
 def _finish_all() -> None:
-    for run in _strong:
+    for run in _strong.copy():  # each takes itself off the list
         run.finish()
 
 

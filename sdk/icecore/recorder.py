@@ -83,8 +83,9 @@ class Recorder:
         self.writer.stop()
         if self.uploader:
             self.uploader.finishing = True
-            self._wait(time.monotonic() + timeout, progress=progress)
-            self.uploader.stop()
+            deadline = time.monotonic() + timeout
+            self._wait(deadline, progress=progress)
+            self.uploader.stop(readable_within=max(deadline - time.monotonic(), 0.0))
         unsent = self.spool.unsent
         if self.uploader is None or self.uploader.stopped:
             self.spool.close()

@@ -29,8 +29,8 @@ from icecore.segments import (
 from icecore.spool import Spool
 from icecore.transport import BYTES_MOST, EVENTS_MOST, Sender, Transport
 
-READABLE_WITHIN_S = 2.0
-"""A run that has finished can be read by any process: it waits so long for that, usually some 50 ms."""
+READABLE_WITHIN_S = 10.0
+"""A run that has finished can be read by any process: it waits at most so long for that, usually some 50 ms."""
 _FRESH_SECONDS = 3600.0
 
 
@@ -228,8 +228,13 @@ class Uploader:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, within: float = 1.0) -> None:
-        """End the thread; what it was sending may arrive or not, and is sent again by the next."""
+    def stop(self, within: float = 1.0, readable_within: float = 0.0) -> None:
+        """End the thread; what it was sending may arrive or not, and is sent again by the next.
+
+        Args:
+            within: seconds to wait for the thread.
+            readable_within: seconds to wait until what was sent can be read, where all was sent.
+        """
         self._stop.set()
         self._spool.arrived.set()
         self.sender.say = lambda _: None  # what is left is said by whoever ends it
@@ -237,7 +242,7 @@ class Uploader:
             self._thread.join(within)
         if self.stopped:
             if not self._spool.unsent:
-                self._transport.wait_readable(READABLE_WITHIN_S)
+                self._transport.wait_readable(min(readable_within, READABLE_WITHIN_S))
             self._transport.close()
 
     @property

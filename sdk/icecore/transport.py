@@ -247,13 +247,19 @@ class Transport:
         Returns:
             False where that is not known `within` seconds from now.
         """
-        if not self.token:
-            return False
-        try:
-            self.get("viewer", position=self.token, timeout=within)
-        except IcecoreError:  # behind, away, or not to be asked by this key: what was sent is safe all the same
-            return False
-        return True
+        deadline = time.monotonic() + within
+        while self.token and within > 0:
+            try:
+                self.get("viewer", position=self.token, timeout=within)
+            except Unavailable:  # behind, or starting: it may be there in a moment
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.1)
+            except IcecoreError:  # away, or not to be asked by this key: what was sent is safe all the same
+                return False
+            else:
+                return True
+        return False
 
     def _log_end(self) -> str:
         """The token that covers the whole log: a run may have ended a moment ago."""

@@ -53,6 +53,13 @@ def test_a_script_that_never_calls_finish_is_finished_with_how_it_ended(server, 
     assert len(server.rows()) == 1
 
 
+def test_every_run_of_a_script_that_just_ends_is_finished(server):
+    """Several runs that are open at once are all finished when the script ends."""
+    script("import icecore\nruns = [icecore.init(project='p', reinit='create_new') for _ in range(5)]")
+
+    assert len({finished.run for finished in server.events(RunFinished)}) == 5
+
+
 def test_sigterm_ends_the_run_as_killed(server):
     """SIGTERM: everything logged arrives, the run says killed, and the process's exit code is 143."""
     child = subprocess.Popen([sys.executable, "-c", LOGGER, "r", "online"], stdout=subprocess.PIPE, text=True)
