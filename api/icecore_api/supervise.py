@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final, TextIO
 from urllib.parse import parse_qsl, urlsplit
@@ -343,6 +344,8 @@ class FirstWords:
     url: str
     login_url: str
     api_key: str | None
+    made_key: str | None = None
+    """A key that was made just now, and which the server's processes may not have read of yet."""
 
 
 async def introduce(where: str | Path, url: str) -> FirstWords:
@@ -370,7 +373,30 @@ async def introduce(where: str | Path, url: str) -> FirstWords:
         await log.close()
     if local_key is not None:
         save_credentials(url, local_key, OWNER)
-    return FirstWords(url=url, login_url=f"{url}/login#token={token}", api_key=first_key)
+    return FirstWords(url, f"{url}/login#token={token}", first_key, local_key)
+
+
+async def taken(url: str, key: str, within: float = READY_WITHIN_S) -> None:
+    """Wait until gateway and store know a new key; each follows the ledger by itself. At most `within` seconds."""
+    deadline = time.monotonic() + within
+    for method, path in (("POST", "events"), ("GET", "viewer")):  # no events: the gateway refuses only their lack
+        while await asyncio.to_thread(_status, method, f"{url}/api/v1/{path}", key) not in {200, 400}:
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(0.02)
+
+
+def _status(method: str, url: str, key: str) -> int:
+    """The status of an answer; 0 where there is none."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    try:
+        connection.request(method, parts.path, headers={"Authorization": f"Bearer {key}", "Content-Length": "0"})
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return 0
+    finally:
+        connection.close()
 
 
 async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[str], None]) -> None:
@@ -404,8 +430,14 @@ async def up(plan: Plan, *, ready: Callable[[FirstWords], None], say: Callable[[
             await supervisor.stop()
             raise
         remember_log(plan.data, plan.log)
-        ready(words)
-        await supervisor.run()
+        running = asyncio.create_task(supervisor.run())
+        if words.made_key:
+            knowing = asyncio.create_task(taken(plan.url, words.made_key))
+            await asyncio.wait({running, knowing}, return_when=asyncio.FIRST_COMPLETED)
+            knowing.cancel()
+        if not running.done():
+            ready(words)
+        await running
     listener.close()
 
 

@@ -41,7 +41,7 @@ def _aliases(named: dict[str, str]) -> str:
     return ", ".join(f"{alias}={version}" for alias, version in named.items())
 
 
-@click.group()
+@click.group(epilog=examples("icecore artifact show bert:production", "icecore artifact lineage bert:production --up"))
 def artifact() -> None:
     """Look at versions of artifacts and at what they were made from."""
 
@@ -154,7 +154,7 @@ def lineage(name: str, direction: str | None, depth: int, style: str, as_of: str
         click.echo("there is more; a smaller --depth shows a whole part", err=True)
 
 
-@click.group()
+@click.group(epilog=examples("icecore alias move bert:production v5", "icecore alias history bert:production"))
 def alias() -> None:
     """Move aliases, and see where they were."""
 
