@@ -96,7 +96,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def api(served: Served) -> schemathesis.BaseSchema:
-    document = httpx.get(f"{served.url}/openapi.json").json()
+    document = httpx.get(f"{served.url}/openapi.json", timeout=60).json()
     for path in FROM_GATEWAY:
         document["paths"].pop(path)
     return schemathesis.openapi.from_dict(document)
