@@ -29,7 +29,7 @@ from icecore.position import METRICS, Place, Position, Token
 
 _SOAK = os.environ.get("ICECORE_SOAK_ROUNDS", "")
 ROUNDS = int(_SOAK or "25")
-CLUSTER_ROUNDS = int(_SOAK or "20")
+CLUSTER_ROUNDS = int(_SOAK or "10")
 """Of each fault of a cluster, whose processes take their time to come back."""
 _SEED = os.environ.get("ICECORE_TEST_SEED", "")
 ACKNOWLEDGED_S = 180.0
