@@ -197,6 +197,8 @@ def test_what_people_say_changes_and_is_filtered_by(tmp_path: Path) -> None:
             assert ([v["version"] for v in page["versions"]], page["cursor"]) == (["v4", "v3"], "v3")
             page = await get(app, NAME, limit=4, cursor="v3")
             assert ([v["version"] for v in page["versions"]], page["cursor"]) == (["v2", "v1", "v0"], None)
+            for cursor in ("v3x", "xv3", "3"):
+                assert (await app.client.get(NAME, params={"cursor": cursor})).status_code == 422
             bad = await app.client.get(NAME, params={"filters": '{"config.x": 1}'})
             assert (bad.status_code, "metadata" in bad.text) == (422, True)
 

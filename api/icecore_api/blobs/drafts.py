@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from icecore.errors import BlobError, BlobsFull, IcecoreError, TooLarge
 from icecore.limits import LimitName, most
+from icecore_ingest.logs.segments import sync_folder
 
 AT_ONCE_BYTES: Final = 1 << 20
 """What is handed to a thread at once: fewer hand-overs than there are pieces from the network."""
@@ -125,15 +126,6 @@ def make_folder(folder: Path) -> bool:
         return False
     folder.chmod(0o700)  # the store's own umask lets nobody enter, not even itself
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 async def fill(

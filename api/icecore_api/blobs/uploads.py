@@ -19,10 +19,11 @@ from typing import Final
 
 from icecore.errors import Conflict, Invalid, TooLarge
 from icecore.limits import LimitName, most
-from icecore_api.blobs.drafts import make_folder, sync_folder
+from icecore_api.blobs.drafts import make_folder
 from icecore_api.blobs.packs import mismatch
 from icecore_api.blobs.reading import sha256_of_file
 from icecore_api.blobs.store import Parts, UnderWay, check_digest
+from icecore_ingest.logs.segments import sync_folder
 
 _NAME: Final = re.compile(r"([0-9a-f]{64})-([0-9]{1,16})-([0-9]{1,16})")
 

@@ -47,6 +47,7 @@ from icecore_api.queries.lineage import Direction, lineage_answer, walk
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.artifact_rows import LATEST
+from icecore_projections.schema import run_number
 
 router: Final = Router(tags=["artifacts"])
 
@@ -113,7 +114,7 @@ def list_versions(
         str | None, Query(description="as for runs, over metadata.X, tags, …", max_length=1 << 16)
     ] = None,
     limit: Annotated[int, Query(ge=1, le=most("page_runs"))] = 50,
-    cursor: Annotated[str | None, Query(pattern=NUMBERED.pattern, max_length=16)] = None,
+    cursor: Annotated[str | None, Query(pattern=f"^{NUMBERED.pattern}$", max_length=16)] = None,
     then: Then = None,
 ) -> Response:
     """The versions of an artifact that match, newest first."""
@@ -175,8 +176,8 @@ def _runs(reading: Reading, paths: list[str]) -> dict[str, dict[str, Any]]:
     """What a graph shows of runs."""
     found = reading.cursor.execute(
         "SELECT concat_ws('/', entity, project, id), name, job_type, state, doc->>'$.metadata.git.commit' "
-        "FROM current_runs WHERE concat_ws('/', entity, project, id) IN (SELECT unnest($paths::VARCHAR[]))",
-        {"paths": paths},
+        "FROM current_runs WHERE run IN (SELECT unnest($runs::BIGINT[]))",
+        {"runs": [run_number(path) for path in paths]},
     ).fetchall()
     return {
         path: {"name": name, "job_type": job_type, "state": state, "commit": commit}
