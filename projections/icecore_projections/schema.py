@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Raised whenever tables or folds change so that an old store must be rebuilt from the log."""
 
 TABLES: Final[dict[str, str]] = {

@@ -25,6 +25,9 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 import orjson
 
+import icecore.artifact_events
+import icecore.registry_events
+import icecore.retention_events  # noqa: F401  each of the three registers its events
 from icecore.errors import BadRequest
 from icecore.events import EVENTS, NEWEST, Envelope, Event, upcast
 

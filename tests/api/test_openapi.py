@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from applications import PROJECT, application, logged, started
-from icecore.events import AliasMoved, ArtifactCommitted
+from icecore.artifact_events import AliasMoved, ArtifactCommitted
 from icecore_api.app import create_app, openapi
 from icecore_api.blobs.packs import frame
 from icecore_api.context import Context

@@ -12,17 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icecore.codec import encode_event
-from icecore.events import (
+from icecore.artifact_events import (
     AliasMoved,
     ArtifactCommitted,
     ArtifactDeleted,
-    ArtifactEvent,
     ArtifactRestored,
     ArtifactUpdated,
     ArtifactUsed,
-    Envelope,
 )
+from icecore.codec import encode_event
+from icecore.events import ArtifactEvent, Envelope
 from icecore.log import Record
 from icecore.position import LEDGER, Position
 from icecore.testing.memory_log import MemoryLog

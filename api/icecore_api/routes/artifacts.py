@@ -10,19 +10,16 @@ from fastapi import Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from icecore.errors import BadRequest, Invalid
-from icecore.events import (
+from icecore.artifact_events import (
     AliasMoved,
     ArtifactCommitted,
     ArtifactDeleted,
     ArtifactRestored,
     ArtifactUpdated,
     ArtifactUsed,
-    Event,
-    check_name,
-    check_path_part,
-    split_run_path,
 )
+from icecore.errors import BadRequest, Invalid
+from icecore.events import Event, check_name, check_path_part, split_run_path
 from icecore.limits import most
 from icecore.position import Token
 from icecore_api.answers import Json

@@ -12,15 +12,15 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from icecore.events import (
+from icecore.artifact_events import (
     AliasMoved,
     ArtifactCommitted,
     ArtifactDeleted,
-    ArtifactEvent,
     ArtifactRestored,
     ArtifactUpdated,
     ArtifactUsed,
 )
+from icecore.events import ArtifactEvent
 from icecore_projections.folds import Applied
 from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, Move, Version
 
