@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from icecore.errors import UsageError
 
 if TYPE_CHECKING:
-    from icecore.artifact import Artifact
     from icecore.artifact_draft import AnyPath
+    from icecore.artifact_folder import Folder
     from icecore.manifest import Entry
 
 
 class ArtifactFile:
     """One file of an artifact."""
 
-    def __init__(self, artifact: Artifact, path: str, entry: Entry) -> None:
+    def __init__(self, artifact: Folder, path: str, entry: Entry) -> None:
         self._artifact, self._entry = artifact, entry
         self.path = path
         """Its path in the artifact."""
