@@ -6,7 +6,7 @@ A blob is named by the SHA-256 of its bytes, in 64 lower-case hex digits. It is 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -85,6 +85,54 @@ class Hurt:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A blob that is there."""
+
+    digest: str
+    size: int
+    """Bytes of the blob itself."""
+    at_rest: int
+    """Bytes of the store's files that hold it, what it shares with other blobs included; at least 1 for each blob that
+    is not empty. The sum over all blobs is more than what the disk holds where blobs share: `Usage.disk` says that."""
+    touched: float
+    """When it was stored, or asked about by `missing` or `sizes`, last; in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the store holds. What is not a blob yet (`orphans`) and the index are not in it."""
+
+    blobs: int
+    logical: int
+    """The sizes of all blobs, each once."""
+    disk: int
+    """The lengths (`st_size`) of all files or objects that hold blobs: what `du --apparent-size` says of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What some blobs weigh. Those that are not there weigh nothing; each counts once however often it is named."""
+
+    blobs: int
+    logical: int
+    """Their sizes."""
+    disk: int
+    """Bytes of files that hold them, each byte once; what they share with other blobs included."""
+    reclaimable: int
+    """By how many bytes `Usage.disk` falls when exactly these are erased: what no other blob needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """A blob that was there and is not any more."""
+
+    digest: str
+    size: int
+    freed: int
+    """Bytes. Where several blobs of one call shared bytes, the first one has them all: the sum is what the disk got."""
+
+
 Progress = Callable[[int, int], None]
 """Given bytes done and bytes in all."""
 
@@ -107,6 +155,47 @@ class Blob(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+        ...
+
+
+class Shrinking(Protocol):
+    """What a store of blobs can say of its size, and how it becomes smaller.
+
+    **Touched.** A blob is touched when it is stored (also when it was there already: `put`, `put_small`, `complete`),
+    and when `missing` or `sizes` find it there. `erase` leaves alone whatever was touched at or after
+    `not_touched_since`, and both happen one after the other: a client that was told "not missing" keeps the blob for
+    as long as the caller of `erase` says, which must be longer than a client takes from that answer to its commit
+    (a commit asks `sizes` for all of its blobs, so the time begins again there). Touches outlive the process.
+    """
+
+    def all_blobs(self) -> AsyncIterator[list[Kept]]:
+        """Every blob, in no order, some thousands at a time. What comes or goes meanwhile may be in it or not."""
+        ...
+
+    async def usage(self) -> Usage:
+        """What is there in all."""
+        ...
+
+    async def weigh(self, digests: Collection[str]) -> Weight:
+        """What these blobs weigh together, and how many bytes would be free without them. Touches nothing.
+
+        Raises:
+            Invalid: one is no digest.
+        """
+        ...
+
+    def erase(self, digests: Collection[str], *, not_touched_since: float) -> AsyncIterator[list[Erased]]:
+        """Remove blobs for good, some at a time; what is given is durably gone, and its bytes are free.
+
+        What is not there is passed over, and so is what was touched at or after `not_touched_since` (seconds since
+        1970; `math.inf` erases whatever is named), and what is being read where the store could not read on. Other
+        blobs stay as they are, those that come meanwhile too; an open `Blob` stays readable. The sum of `freed` is by
+        how much `Usage.disk` falls, and where nothing was passed over, what `weigh` promised. Killed at any moment,
+        each blob is there whole or gone; stopped in the middle (`aclose`), what was not given may be gone as well.
+
+        Raises:
+            Invalid: one is no digest. BlobError, BlobsFull: the disk refuses; what was given is gone.
+        """
         ...
 
 
