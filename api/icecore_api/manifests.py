@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from icecore import manifest
 from icecore.errors import BlobsMissing, Invalid, NotFound, TooLarge
@@ -12,6 +13,11 @@ from icecore.limits import most
 from icecore.manifest import Entry
 from icecore_api.blobs.store import BlobStore
 
+SOURCES_MOST: Final = 100
+_SOURCE_MOST: Final = 500
+_DEPTH_MOST: Final = 12
+_HOST: Final = 3
+"""Slashes of scheme://host/"""
 _NAMED: Final = 100
 """Missing digests that an error lists, at most."""
 
@@ -34,11 +40,19 @@ async def read_manifest(blobs: BlobStore, digest: str) -> dict[str, Entry]:
     return await asyncio.to_thread(_checked, data)
 
 
-async def check_manifest(blobs: BlobStore, digest: str) -> tuple[int, int]:
-    """See that a manifest is one, and that every blob it names is there with the size it says.
+class Content(NamedTuple):
+    """What a version says of its manifest."""
 
-    Returns:
-        How many files it names, and the bytes of those that are kept here.
+    files: int
+    """How many it names."""
+    size: int
+    """Bytes of those that are kept here."""
+    references: list[str]
+    """Where the others lie, as `sources` tells it."""
+
+
+async def check_manifest(blobs: BlobStore, digest: str) -> Content:
+    """See that a manifest is one, and that every blob it names is there with the size it says.
 
     Raises:
         BlobsMissing: `missing` has the first digests of those that are not there.
@@ -58,7 +72,36 @@ async def check_manifest(blobs: BlobStore, digest: str) -> tuple[int, int]:
         if found[blob] != size:
             raise Invalid(f"expected {size} bytes of {blob}, as the manifest says, got {found[blob]}", digest=blob)
     files = sum(not path.endswith("/") for path in entries)
-    return files, sum(entry.size or 0 for entry in entries.values() if entry.is_blob)
+    size = sum(entry.size or 0 for entry in entries.values() if entry.is_blob)
+    return Content(files, size, await asyncio.to_thread(sources, entries))
+
+
+def sources(entries: Mapping[str, Entry]) -> list[str]:
+    """Where the references of a manifest point to, sorted: each URI, or the folders that many have in common.
+
+    Users, passwords, queries and fragments are left out: signatures of pre-signed addresses are none of the graph's
+    business. There are at most `SOURCES_MOST`.
+    """
+    found = {_without_secrets(entry.ref) for entry in entries.values() if not entry.is_blob}
+    depth = min(max((uri.count("/") for uri in found), default=0), _DEPTH_MOST) + 1
+    while len(found) > SOURCES_MOST and depth > _HOST:
+        depth -= 1
+        found = {_folder(uri, depth) for uri in found}
+    return sorted(found)[:SOURCES_MOST]
+
+
+def _without_secrets(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+        plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:  # a host that is none
+        plain = f"{uri.partition('://')[0]}://"
+    return plain[:_SOURCE_MOST]
+
+
+def _folder(uri: str, slashes: int) -> str:
+    """`uri` up to that many slashes; as it is where it has fewer."""
+    return uri if uri.count("/") < slashes else "/".join(uri.split("/")[:slashes]) + "/"
 
 
 def _checked(data: bytes) -> dict[str, Entry]:

@@ -31,6 +31,8 @@ class ArtifactCommitted(ArtifactEvent, frozen=True, kw_only=True):
     tags: list[str] = []
     run: str = ""
     """The run that logged it: entity/project/run_id."""
+    references: list[str] = []
+    """Where its files lie that are not kept here: URIs, or the folders that they have in common."""
 
 
 @event("artifact.used", 1, LEDGER, from_clients=False)

@@ -211,13 +211,14 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
     _check_words(body.tags, body.metadata)
     if body.run:
         split_run_path(body.run)
-    files, size = await check_manifest(context.blobs, body.manifest)
+    content = await check_manifest(context.blobs, body.manifest)
     event = ArtifactCommitted(
         artifact=at.path,
         type=body.type,
         digest=body.manifest,
-        files=files,
-        size=size,
+        files=content.files,
+        size=content.size,
+        references=content.references,
         description=body.description,
         metadata=body.metadata,
         aliases=body.aliases,

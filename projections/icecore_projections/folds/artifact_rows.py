@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import orjson
@@ -11,6 +11,10 @@ from icecore_projections.schema import artifact_number
 
 LATEST = "latest"
 """The alias that names what was committed last; nobody moves it by hand."""
+
+
+LATER: Final = frozenset({"references"})
+"""Fields that came after rows were first written down: empty they are left out, so that old rows are as they were."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +27,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """This row as canonical JSON: sorted keys, and without offsets, which are columns of their own."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         del fields["off"], fields["off_first"]
+        for name in LATER & fields.keys():
+            if not fields[name]:
+                del fields[name]
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -71,6 +78,8 @@ class Version(Row, frozen=True, kw_only=True):
     tags: list[str] = []
     run: str = ""
     """The run that logged it first."""
+    references: list[str] = []
+    """Where its files lie that are not kept here."""
     user: str
     created_ts: int
     updated_ts: int

@@ -164,6 +164,7 @@ class _Work:
                 metadata=event.metadata,
                 tags=_distinct(event.tags),
                 run=event.run,
+                references=_distinct(event.references),
                 user=applied.envelope.actor,
                 created_ts=ts,
                 updated_ts=ts,
