@@ -49,6 +49,13 @@ TABLES: Final[dict[str, str]] = {
     # where each alias went; the aliases as they are now are in the collection's doc
     "alias_moves": "artifact BIGINT, alias VARCHAR, version INTEGER, version_before INTEGER, off BIGINT, ts BIGINT, "
     "username VARCHAR, credential VARCHAR, reason VARCHAR",
+    # retention: what is said of teams, projects, artifacts and versions (time to live, holds, protected aliases)
+    "scopes": "scope BIGINT, off BIGINT, doc VARCHAR",
+    "current_scopes": "scope BIGINT PRIMARY KEY, off BIGINT, off_first BIGINT, path VARCHAR, ttl BIGINT, "
+    "holds INTEGER, doc VARCHAR",
+    # what keeps a version from deletion besides: kind is link or bundle, the last row of each says whether it does
+    "artifact_keeps": "artifact BIGINT, version INTEGER, kind VARCHAR, keeper VARCHAR, kept BOOLEAN, off BIGINT, "
+    "ts BIGINT, username VARCHAR",
     # lineage: a run logged or used a version
     "artifact_edges": "run BIGINT, path VARCHAR, artifact BIGINT, version INTEGER, kind VARCHAR, alias VARCHAR, "
     "off BIGINT, ts BIGINT",
@@ -109,6 +116,7 @@ INDEXES: Final[dict[str, str]] = {
     "series_of_run": "series (run)",
     "edges_of_run": "artifact_edges (run)",
     "edges_of_artifact": "artifact_edges (artifact)",
+    "keeps_of_artifact": "artifact_keeps (artifact)",
     "versions_of_digest": "current_versions (artifact, digest)",
 }
 """Made with the tables: the summaries of a page of runs are read by it (4 million series: 4 ms, 55 ms without)."""
@@ -137,6 +145,11 @@ def run_number(path: str) -> int:
 def artifact_number(path: str) -> int:
     """The number of an artifact in every table: of its path, as a run's is."""
     return run_number(path)
+
+
+def scope_number(scope: str) -> int:
+    """The number of a team, project, artifact or version in the tables of retention: of its text, as a run's is."""
+    return run_number(scope)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ LATEST = "latest"
 """The alias that names what was committed last; nobody moves it by hand."""
 
 
-LATER: Final = frozenset({"references"})
+LATER: Final = frozenset({"ended", "references"})
 """Fields that came after rows were first written down: empty they are left out, so that old rows are as they were."""
 
 
@@ -64,6 +64,20 @@ class Collection(Row, frozen=True, kw_only=True):
         return next((n for n in range(self.versions - 1, -1, -1) if n not in self.deleted), None)
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """How a version came to its end, other than by being deleted by hand."""
+
+    how: Literal["expired", "erased"]
+    """Its time was over, or its bytes are gone."""
+    ts: int
+    """The gateway's clock, ms since 1970 UTC."""
+    user: str
+    plan: str = ""
+    """Of what is erased: the plan it went with."""
+    deleted_ts: int = 0
+    """Of what is erased: when it was deleted, or expired."""
+
+
 class Version(Row, frozen=True, kw_only=True):
     """One version of an artifact."""
 
@@ -84,6 +98,8 @@ class Version(Row, frozen=True, kw_only=True):
     created_ts: int
     updated_ts: int
     deleted: bool = False
+    ended: Ended | None = None
+    """Of a deleted version: None where somebody deleted it, and its bytes are there."""
 
 
 class Move(NamedTuple):

@@ -6,7 +6,7 @@ same version. An alias moves as asked, or is rejected where it does not name wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -20,19 +20,46 @@ from icecore.artifact_events import (
     ArtifactUpdated,
     ArtifactUsed,
 )
-from icecore.events import ArtifactEvent
+from icecore.events import ArtifactEvent, Event
+from icecore.retention_events import (
+    ArtifactErased,
+    ArtifactExpired,
+    ArtifactTtlSet,
+    CollectionUpdated,
+    HoldPlaced,
+    HoldReleased,
+    ScopeEvent,
+)
 from icecore_projections.folds import Applied
-from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, Move, Version
+from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, Ended, Move, Version
+from icecore_projections.folds.retention import (
+    Keeping,
+    Refused,
+    RetentionChanges,
+    RetentionState,
+    VersionKey,
+    scopes_of,
+    subject,
+)
 
-HANDLED: Final = (ArtifactCommitted, ArtifactUsed, ArtifactUpdated, AliasMoved, ArtifactDeleted, ArtifactRestored)
+HANDLED: Final = (
+    ArtifactCommitted,
+    ArtifactUsed,
+    ArtifactUpdated,
+    AliasMoved,
+    ArtifactDeleted,
+    ArtifactRestored,
+    ArtifactExpired,
+    ArtifactErased,
+    CollectionUpdated,
+    ArtifactTtlSet,
+    HoldPlaced,
+    HoldReleased,
+)
 """The events this fold takes; it passes over others."""
 
-
-class VersionKey(NamedTuple):
-    """A version by its number."""
-
-    artifact: str
-    version: int
+NUMBERED: Final = (ArtifactUsed, ArtifactUpdated, ArtifactDeleted, ArtifactRestored, ArtifactExpired, ArtifactErased)
+"""Events about one version, by its number."""
 
 
 class DigestKey(NamedTuple):
@@ -49,6 +76,7 @@ class ArtifactState:
     collections: dict[str, Collection] = field(default_factory=dict)
     versions: dict[VersionKey, Version] = field(default_factory=dict)
     digests: dict[DigestKey, int] = field(default_factory=dict)
+    retention: RetentionState = field(default_factory=RetentionState)
 
 
 @dataclass(slots=True)
@@ -63,25 +91,48 @@ class ArtifactChanges:
     """Every row made, in log order."""
     moves: list[Move] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
+    retention: RetentionChanges = field(default_factory=RetentionChanges)
     rejected: list[tuple[Applied, str]] = field(default_factory=list)
 
 
-class _Refused(Exception):
-    """The fold decides against an event; the text is the reason people read."""
-
-
 def artifacts(events: Iterable[Applied]) -> set[str]:
-    """Paths of the artifacts whose rows `fold` needs."""
-    return {applied.event.artifact for applied in events if isinstance(applied.event, HANDLED)}
+    """Paths of the artifacts whose rows, with all that keeps their versions, `fold` needs."""
+    found = set()
+    for event in (applied.event for applied in events):
+        if isinstance(event, ScopeEvent):
+            if (about := subject(event)) is not None:
+                found.add(about.artifact if isinstance(about, VersionKey) else about)
+        elif isinstance(event, ArtifactEvent):
+            found.add(event.artifact)
+    return found
 
 
 def version_keys(events: Iterable[Applied]) -> set[VersionKey]:
     """The versions whose rows `fold` needs, by number; those of committed digests besides."""
-    return {
-        VersionKey(event.artifact, event.version)
-        for applied in events
-        if isinstance(event := applied.event, ArtifactUsed | ArtifactUpdated | ArtifactDeleted | ArtifactRestored)
+    found = set()
+    for event in (applied.event for applied in events):
+        if isinstance(event, NUMBERED):
+            found.add(VersionKey(event.artifact, event.version))
+        elif isinstance(event, ScopeEvent) and isinstance(about := subject(event), VersionKey):
+            found.add(about)
+    return found
+
+
+def scopes(events: Iterable[Applied], digests: Mapping[DigestKey, int]) -> set[str]:
+    """The scopes whose rows `fold` needs.
+
+    Args:
+        events: of a batch.
+        digests: what is known of versions by digest: those of the batch that are there.
+    """
+    events = list(events)
+    found = {event.scope for applied in events if isinstance(event := applied.event, ScopeEvent)}
+    keys = version_keys(events) | {
+        VersionKey(key.artifact, digests[key]) for key in digest_keys(events) if key in digests
     }
+    for key in keys | {VersionKey(path, 0) for path in artifacts(events)}:
+        found.update(scopes_of(key))
+    return found
 
 
 def digest_keys(events: Iterable[Applied]) -> set[DigestKey]:
@@ -106,7 +157,7 @@ def fold(state: ArtifactState, events: Sequence[Applied]) -> ArtifactChanges:
         if isinstance(applied.event, HANDLED):
             try:
                 work.apply(applied, applied.event)
-            except _Refused as refused:
+            except Refused as refused:
                 work.changes.rejected.append((applied, str(refused)))
     return work.changes
 
@@ -117,8 +168,9 @@ class _Work:
     def __init__(self, state: ArtifactState) -> None:
         self._before = state
         self.changes = ArtifactChanges()
+        self.keeping = Keeping(state.retention, self.changes.retention)
 
-    def apply(self, applied: Applied, event: ArtifactEvent) -> None:
+    def apply(self, applied: Applied, event: Event) -> None:
         """Apply one event whole, or refuse it before anything has changed."""
         if isinstance(event, ArtifactCommitted):
             self._commit(applied, event)
@@ -133,6 +185,15 @@ class _Work:
             self._delete(applied, event)
         elif isinstance(event, ArtifactRestored):
             self._restore(applied, event)
+        elif isinstance(event, ArtifactExpired):
+            self._expire(applied, event)
+        elif isinstance(event, ArtifactErased):
+            self._erase(applied, event)
+        elif isinstance(event, CollectionUpdated):
+            self._there(event.artifact)
+            self.keeping.apply(applied, event)
+        elif isinstance(event, ScopeEvent):
+            self._of_scope(applied, event)
 
     # ------------------------------------------------------------------------------------------------ events
 
@@ -149,7 +210,7 @@ class _Work:
                 off=at,
             )
         elif collection.type != event.type:
-            raise _Refused(
+            raise Refused(
                 f"expected {event.artifact!r} to get a {collection.type!r}, as it always did, got {event.type!r}"
             )
         known = self._known(event)
@@ -177,11 +238,13 @@ class _Work:
             version = known
             tags = _distinct([*known.tags, *event.tags])
             if known.deleted or tags != known.tags:
-                version = msgspec.structs.replace(known, tags=tags, deleted=False, updated_ts=ts, off=at)
+                version = msgspec.structs.replace(known, tags=tags, deleted=False, ended=None, updated_ts=ts, off=at)
                 self._put_version(version)
             collection = _without_deleted(collection, version.number)
         aliases = dict.fromkeys([LATEST, *event.aliases], version.number)
         self._put_collection(applied, collection, {**collection.aliases, **aliases}, "")
+        if event.ttl is not None:
+            self.keeping.set_ttl(applied, VersionKey(event.artifact, version.number).scope, event.ttl)
         if event.run:
             self._edge(applied, event.run, version, "logged", "")
 
@@ -189,19 +252,19 @@ class _Work:
         collection = self._there(event.artifact)
         found = collection.aliases.get(event.alias)
         if event.alias == LATEST:
-            raise _Refused("expected an alias that people move, got 'latest', which names what was committed last")
+            raise Refused("expected an alias that people move, got 'latest', which names what was committed last")
         if event.conditional and found != event.expected:
-            raise _Refused(f"expected {event.alias} to be {_named(event.expected)}, found {_named(found)}")
+            raise Refused(f"expected {event.alias} to be {_named(event.expected)}, found {_named(found)}")
         aliases = dict(collection.aliases)
         if event.version is None:
             if found is None:
-                raise _Refused(f"expected {event.alias} to name a version, found none")
+                raise Refused(f"expected {event.alias} to name a version, found none")
             del aliases[event.alias]
         else:
             if not 0 <= event.version < collection.versions:
-                raise _Refused(f"no such version: expected {event.artifact}:v{event.version}, found none")
+                raise Refused(f"no such version: expected {event.artifact}:v{event.version}, found none")
             if event.version in collection.deleted:
-                raise _Refused(f"expected a version that is there, {event.artifact}:v{event.version} is deleted")
+                raise Refused(f"expected a version that is there, {event.artifact}:v{event.version} is deleted")
             aliases[event.alias] = event.version
         self._put_collection(applied, collection, aliases, event.reason)
 
@@ -221,27 +284,67 @@ class _Work:
     def _delete(self, applied: Applied, event: ArtifactDeleted) -> None:
         collection = self._there(event.artifact)
         version = self._version(event.artifact, event.version)
+        self.keeping.refuse_kept(collection, version.number, "delete")
         named = [alias for alias in collection.named(version.number) if alias != LATEST]
         if named and not event.with_aliases:
-            raise _Refused(
+            raise Refused(
                 f"expected a version without aliases, {event.artifact}:v{version.number} is {', '.join(named)}"
             )
+        self._hide(applied, collection, _changed(applied, version, deleted=True), event.reason)
+
+    def _expire(self, applied: Applied, event: ArtifactExpired) -> None:
+        collection = self._there(event.artifact)
+        version = self._version(event.artifact, event.version)
+        self.keeping.refuse_kept(collection, version.number, "expire")
+        seconds = self.keeping.life(VersionKey(event.artifact, event.version)).seconds
+        if seconds is None or seconds > event.seconds:
+            lives = "for ever" if seconds is None else f"{seconds} s"
+            raise Refused(f"expected {event.artifact}:v{event.version} to live {event.seconds} s, it lives {lives}")
+        if (over := event.born_ts + event.seconds * 1000) > applied.envelope.ts_server:
+            raise Refused(f"expected {event.artifact}:v{event.version} to expire at {over} ms since 1970, not before")
+        ended = Ended("expired", applied.envelope.ts_server, applied.envelope.actor)
+        self._hide(applied, collection, _changed(applied, version, deleted=True, ended=ended), "expired")
+
+    def _hide(self, applied: Applied, collection: Collection, version: Version, reason: str) -> None:
         deleted = sorted([*collection.deleted, version.number])
         collection = msgspec.structs.replace(collection, deleted=deleted)
         aliases = {alias: n for alias, n in collection.aliases.items() if n != version.number}
         if LATEST in collection.aliases and LATEST not in aliases and collection.last is not None:
             aliases[LATEST] = collection.last
-        self._put_version(_changed(applied, version, deleted=True))
-        self._put_collection(applied, collection, aliases, event.reason)
+        self._put_version(version)
+        self._put_collection(applied, collection, aliases, reason)
 
     def _restore(self, applied: Applied, event: ArtifactRestored) -> None:
         collection = self._there(event.artifact)
         version = self._version(event.artifact, event.version, deleted=True)
+        if version.ended is not None and version.ended.how == "erased":
+            raise Refused(f"expected a version whose bytes are there, {version.artifact}:v{version.number} is erased")
         collection = _without_deleted(collection, version.number)
         aliases = dict(collection.aliases)
         aliases.setdefault(LATEST, version.number)
         self._put_version(_changed(applied, version, deleted=False))
         self._put_collection(applied, collection, aliases, "")
+
+    def _erase(self, applied: Applied, event: ArtifactErased) -> None:
+        collection = self._there(event.artifact)
+        version = self._version(event.artifact, event.version, deleted=True)
+        self.keeping.refuse_kept(collection, version.number, "erase")
+        envelope = applied.envelope
+        ended = Ended("erased", envelope.ts_server, envelope.actor, event.plan, version.updated_ts)
+        if version.ended is None or version.ended.how != "erased":
+            self._put_version(_changed(applied, version, deleted=True, ended=ended))
+
+    def _of_scope(self, applied: Applied, event: ScopeEvent) -> None:
+        about = subject(event)
+        if isinstance(about, VersionKey):
+            row = self._row(about)
+            if row is None:
+                raise Refused(f"no such version: expected {event.scope}, found none")
+            if row.ended is not None and row.ended.how == "erased":
+                raise Refused(f"expected a version whose bytes are there, {event.scope} is erased")
+        elif about is not None:
+            self._there(about)
+        self.keeping.apply(applied, event)
 
     # ------------------------------------------------------------------------------------------------- state
 
@@ -251,7 +354,7 @@ class _Work:
     def _there(self, path: str) -> Collection:
         collection = self._collection(path)
         if collection is None:
-            raise _Refused(f"no such artifact: expected {path!r}, found none")
+            raise Refused(f"no such artifact: expected {path!r}, found none")
         return collection
 
     def _known(self, event: ArtifactCommitted) -> Version | None:
@@ -265,9 +368,9 @@ class _Work:
     def _version(self, path: str, number: int, *, deleted: bool = False) -> Version:
         version = self._row(VersionKey(path, number))
         if version is None:
-            raise _Refused(f"no such version: expected {path}:v{number}, found none")
+            raise Refused(f"no such version: expected {path}:v{number}, found none")
         if version.deleted != deleted:
-            raise _Refused(f"expected a version that is {_state(deleted)}, {path}:v{number} is {_state(not deleted)}")
+            raise Refused(f"expected a version that is {_state(deleted)}, {path}:v{number} is {_state(not deleted)}")
         return version
 
     def _put_version(self, version: Version) -> None:
@@ -303,9 +406,9 @@ class _Work:
         self.changes.edges.append(Edge(run, version.artifact, version.number, kind, alias, at, ts))
 
 
-def _changed(applied: Applied, version: Version, *, deleted: bool) -> Version:
+def _changed(applied: Applied, version: Version, *, deleted: bool, ended: Ended | None = None) -> Version:
     ts, off = applied.envelope.ts_server, applied.position.offset
-    return msgspec.structs.replace(version, deleted=deleted, updated_ts=ts, off=off)
+    return msgspec.structs.replace(version, deleted=deleted, ended=ended, updated_ts=ts, off=off)
 
 
 def _without_deleted(collection: Collection, number: int) -> Collection:
