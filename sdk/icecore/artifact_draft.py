@@ -150,6 +150,32 @@ class Draft:
             self.remove(path)
         self.add_file(where, path)
 
+    def add(self, obj: Any, name: str, overwrite: bool = False) -> Entry:
+        """Add an object as a file: a dict or list as JSON, a numpy array, a pandas DataFrame or a PIL image.
+
+        Args:
+            obj: what to add; it is written now.
+            name: its path in the artifact; `.json`, `.npy`, `.parquet` or `.png` is added where it has another ending.
+            overwrite: whether it may take the place of another file.
+
+        Raises:
+            UsageError: it is none of these, or there is another file of that name.
+        """
+        from icecore.artifact_objects import path_of, write_object
+
+        self._open_to_changes()
+        if self._staging is None:
+            self._staging = self._here().staging()
+        path = path_of(obj, plainly(manifest.check_path, unicodedata.normalize("NFC", name)))
+        if path in self._listed():
+            if not overwrite:
+                raise UsageError(f"expected a new file, got {path!r} again", hint="overwrite=True replaces it")
+            self.remove(path)
+        where = Path(self._staging.name) / path
+        where.parent.mkdir(parents=True, exist_ok=True)
+        write_object(obj, where)
+        return self.add_file(where, path)
+
     def remove(self, item: str | AnyPath | Entry) -> None:
         """Take a file, or all files of a folder, out of a draft.
 
