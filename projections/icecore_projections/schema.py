@@ -56,7 +56,9 @@ TABLES: Final[dict[str, str]] = {
     # what keeps a version from deletion besides: kind is link or bundle, the last row of each says whether it does
     "artifact_keeps": "artifact BIGINT, version INTEGER, kind VARCHAR, keeper VARCHAR, kept BOOLEAN, off BIGINT, "
     "ts BIGINT, username VARCHAR",
-    # lineage: a run logged or used a version
+    # lineage: a run logged or used a version, files of it lie at a URI (refers), it is part of a bundle, or it is
+    # linked into a collection; `path` is the run's, the URI, or that other version as entity/project/name:v3, and
+    # `run` the number of that text
     "artifact_edges": "run BIGINT, path VARCHAR, artifact BIGINT, version INTEGER, kind VARCHAR, alias VARCHAR, "
     "off BIGINT, ts BIGINT",
     # ---- metrics: one row a run that logged anything

@@ -116,13 +116,18 @@ class Move(NamedTuple):
     reason: str
 
 
+EdgeKind = Literal["logged", "used", "refers", "part", "linked"]
+
+
 class Edge(NamedTuple):
-    """A run logged or used a version."""
+    """A run logged or used a version, files of it lie at a URI, or it is part of a bundle or linked elsewhere."""
 
     run: str
+    """What is at the other end: a run's path, a URI, or another version as entity/project/name:v3."""
     artifact: str
     version: int
-    kind: Literal["logged", "used"]
+    kind: EdgeKind
     alias: str
+    """The alias that was asked for; of a part, its name in the bundle."""
     off: int
     ts: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -31,7 +31,7 @@ from icecore.retention_events import (
     ScopeEvent,
 )
 from icecore_projections.folds import Applied
-from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, Ended, Move, Version
+from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, EdgeKind, Ended, Move, Version
 from icecore_projections.folds.retention import (
     Keeping,
     Refused,
@@ -234,6 +234,8 @@ class _Work:
             )
             collection = msgspec.structs.replace(collection, versions=collection.versions + 1)
             self._put_version(version)
+            for uri in version.references:
+                self._edge(applied, uri, version, "refers", "")
         else:
             version = known
             tags = _distinct([*known.tags, *event.tags])
@@ -401,9 +403,9 @@ class _Work:
                     )
                 )
 
-    def _edge(self, applied: Applied, run: str, version: Version, kind: Literal["logged", "used"], alias: str) -> None:
+    def _edge(self, applied: Applied, path: str, version: Version, kind: EdgeKind, alias: str) -> None:
         at, ts = applied.position.offset, applied.envelope.ts_server
-        self.changes.edges.append(Edge(run, version.artifact, version.number, kind, alias, at, ts))
+        self.changes.edges.append(Edge(path, version.artifact, version.number, kind, alias, at, ts))
 
 
 def _changed(applied: Applied, version: Version, *, deleted: bool, ended: Ended | None = None) -> Version:
