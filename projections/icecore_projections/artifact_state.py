@@ -14,7 +14,9 @@ import pyarrow as pa
 from icecore.position import LEDGER, Place
 from icecore_projections.folds import Applied, Changes, Rows, artifacts
 from icecore_projections.folds.artifact_rows import Collection, Version
-from icecore_projections.folds.artifacts import ArtifactChanges, ArtifactState, DigestKey, VersionKey
+from icecore_projections.folds.artifacts import ArtifactChanges, ArtifactState, DigestKey
+from icecore_projections.folds.retention import VersionKey
+from icecore_projections.retention_state import load_keeps, load_scopes, retention_tables
 from icecore_projections.schema import artifact_number, run_number
 from icecore_projections.streams import Folded
 
@@ -36,6 +38,7 @@ class ArtifactsFold:
         self._state = ArtifactState()
         self._looked_up: set[str | VersionKey | DigestKey] = set()
         """What was asked of the store, found or not."""
+        self._scopes_looked_up: set[str] = set()
 
     def load(self, con: duckdb.DuckDBPyConnection, events: Sequence[Applied]) -> None:
         """Take in the rows of the events' artifacts and versions that are not in memory."""
@@ -49,6 +52,10 @@ class ArtifactsFold:
             self._load_versions(con, "digest", [(key.artifact, key.digest) for key in digests])
         if versions:
             self._load_versions(con, "version", [(key.artifact, key.version) for key in versions])
+        load_keeps(con, self._state.retention, paths)
+        scopes = artifacts.scopes(events, self._state.digests) - self._scopes_looked_up
+        load_scopes(con, self._state.retention, scopes)
+        self._scopes_looked_up |= scopes
 
     def fold(self, place: Place, events: Sequence[Applied]) -> Folded:  # noqa: ARG002 - one partition
         """Fold the events of the ledger."""
@@ -63,11 +70,15 @@ class ArtifactsFold:
             self._state.versions.update(new.versions)
             self._state.digests.update(new.digests)
             self._looked_up.update(new.collections, new.versions, new.digests)
+            kept = folded.result.retention.state
+            self._state.retention.scopes.update(kept.scopes)
+            self._state.retention.keeps.update(kept.keeps)
+            self._scopes_looked_up.update(kept.scopes)
 
     @property
     def full(self) -> bool:
         """Whether more than `REMEMBERED` rows are remembered."""
-        return len(self._looked_up) > REMEMBERED
+        return len(self._looked_up) + len(self._scopes_looked_up) > REMEMBERED
 
     def trim(self) -> None:
         """Drop the state where it is full."""
@@ -78,6 +89,7 @@ class ArtifactsFold:
         """Drop the state."""
         self._state = ArtifactState()
         self._looked_up = set()
+        self._scopes_looked_up = set()
 
     def _unknown(self, keys: set[K]) -> set[K]:
         """Those that were not looked up yet; they count as looked up from now on."""
@@ -130,7 +142,7 @@ def _tables(changes: ArtifactChanges) -> Changes:
         append["alias_moves"] = [_moves(changes)]
     if changes.edges:
         append["artifact_edges"] = [_edges(changes)]
-    return Changes(append=append, replace=replace)
+    return Changes.merged([Changes(append=append, replace=replace), retention_tables(changes.retention)])
 
 
 def _collections(rows: Sequence[Collection]) -> pa.Table:

@@ -130,6 +130,9 @@ _QUERIES: Final[Mapping[str, _Query]] = {
     "alias_moves": _Query(
         "SELECT artifact, alias, version, version_before, ts, username, credential, reason FROM alias_moves"
     ),
+    "scopes": _Query("SELECT scope, doc FROM scopes"),
+    "current_scopes": _Query("SELECT scope, path, ttl, holds, doc FROM current_scopes"),
+    "artifact_keeps": _Query("SELECT artifact, version, kind, keeper, kept, ts, username FROM artifact_keeps"),
     "artifact_edges": _Query("SELECT run, path, artifact, version, kind, alias, ts FROM artifact_edges"),
     "run_activity": _Query(
         "SELECT run, path, first_ts, heard_ts, last_step, points, rows_seen, console_lines FROM run_activity"
@@ -150,7 +153,17 @@ _QUERIES: Final[Mapping[str, _Query]] = {
 
 
 _LATER: Final = frozenset(
-    {"collections", "current_collections", "versions", "current_versions", "alias_moves", "artifact_edges"}
+    {
+        "collections",
+        "current_collections",
+        "versions",
+        "current_versions",
+        "alias_moves",
+        "artifact_edges",
+        "scopes",
+        "current_scopes",
+        "artifact_keeps",
+    }
 )
 """Tables that came after digests were first written down: without rows they change none."""
 

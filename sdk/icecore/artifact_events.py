@@ -33,6 +33,8 @@ class ArtifactCommitted(ArtifactEvent, frozen=True, kw_only=True):
     """The run that logged it: entity/project/run_id."""
     references: list[str] = []
     """Where its files lie that are not kept here: URIs, or the folders that they have in common."""
+    ttl: int | None = None
+    """How long it lives, in seconds; 0 is for ever; None leaves it as it is, at first to the wider scopes."""
 
 
 @event("artifact.used", 1, LEDGER, from_clients=False)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifact_folding import NAME, RUN, commit, folded, move, reasons, stored
 from icecore.artifact_events import (
     AliasMoved,
     ArtifactCommitted,
@@ -20,52 +17,13 @@ from icecore.artifact_events import (
     ArtifactUpdated,
     ArtifactUsed,
 )
-from icecore.codec import encode_event
-from icecore.events import ArtifactEvent, Envelope
-from icecore.log import Record
-from icecore.position import LEDGER, Position
-from icecore.testing.memory_log import MemoryLog
-from icecore_projections.folds import Applied
-from icecore_projections.folds.artifacts import ArtifactChanges, ArtifactState, VersionKey, fold
-from icecore_projections.rebuild import digest_of
-from icecore_projections.runner import Runner
-from icecore_projections.store import Store
-
-NAME = "ann/digits/cnn"
-RUN = "ann/digits/r1"
-
-
-def commit(digest: str = "d0", **fields: Any) -> ArtifactCommitted:
-    given_ = {"artifact": NAME, "type": "model", "files": 2, "size": 10, "run": RUN, **fields}
-    return ArtifactCommitted(digest=digest, **given_)
-
-
-def move(alias: str, version: int | None, **fields: Any) -> AliasMoved:
-    return AliasMoved(artifact=NAME, alias=alias, version=version, **fields)
-
-
-def applied(events: Sequence[ArtifactEvent], start: int = 0) -> list[Applied]:
-    return [
-        Applied(
-            Position(LEDGER, 0, offset),
-            Envelope(f"id-{offset}", event.TYPE, 1, "p", offset, 0, 1000 + offset, "ann", "key-1"),
-            event.key,
-            event,
-        )
-        for offset, event in enumerate(events, start)
-    ]
-
-
-def folded(*events: ArtifactEvent) -> ArtifactChanges:
-    return fold(ArtifactState(), applied(events))
+from icecore.events import ArtifactEvent
+from icecore_projections.folds.artifacts import ArtifactChanges
+from icecore_projections.folds.retention import VersionKey
 
 
 def aliases(changes: ArtifactChanges) -> dict[str, int]:
     return changes.state.collections[NAME].aliases
-
-
-def reasons(changes: ArtifactChanges) -> list[str]:
-    return [reason for _, reason in changes.rejected]
 
 
 # ------------------------------------------------------------------------------------------------------ versions
@@ -207,28 +165,6 @@ EVENTS_ = st.one_of(
     st.builds(ArtifactDeleted, artifact=NAMES, version=NUMBERS, with_aliases=st.booleans()),
     st.builds(ArtifactRestored, artifact=NAMES, version=NUMBERS),
 )
-
-
-async def stored(folder: Path, events: Sequence[ArtifactEvent], pieces: Sequence[int]) -> tuple[str, list[Any]]:
-    """The digest of a store that folded the events in pieces, a new runner for each; and its rejections."""
-    log = MemoryLog()
-    store = Store.open(folder / "s.duckdb", log_id=log.log_id)
-    with contextlib.closing(store):
-        start = 0
-        for end in [*sorted(pieces), len(events)]:
-            records = [
-                Record(
-                    event.key, Envelope(f"id-{seq}", event.TYPE, 1, "p", seq, 0, 1000 + seq, "ann"), encode_event(event)
-                )
-                for seq, event in enumerate(events[start:end], start)
-            ]
-            if records:
-                await log.append(LEDGER, records)
-                await Runner(log, store).catch_up()
-            start = max(start, end)
-        with store.reading() as con:
-            rejected = con.execute("SELECT off, reason FROM rejections ORDER BY off").fetchall()
-        return digest_of(store).hex, rejected
 
 
 @settings(max_examples=25, deadline=None)
