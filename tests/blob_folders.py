@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+import subprocess
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from icecore_api.blobs.local import LocalBlobs
 from icecore_api.blobs.packs import entries, frame
-from icecore_api.blobs.store import BlobStore
+from icecore_api.blobs.store import BlobStore, Erased
 
 LARGE = 3 * 1024 * 1024 + 17
 
@@ -67,3 +69,17 @@ async def ranged(blobs: BlobStore, digest: str, start: int = 0, stop: int | None
         return b"".join([piece async for piece in blob.read(start, stop)])
     finally:
         blob.close()
+
+
+async def erased(blobs: BlobStore, digests: Collection[str], not_touched_since: float = math.inf) -> list[Erased]:
+    """The receipts of erasing blobs, however lately they were touched."""
+    return [one async for some in blobs.erase(digests, not_touched_since=not_touched_since) for one in some]
+
+
+def disk(folder: Path) -> int:
+    """Bytes of the files that hold blobs, as `du` counts them."""
+    held = [str(path) for name in ("packs", "whole") for path in (folder / name).rglob("*") if path.is_file()]
+    if not held:
+        return 0
+    told = subprocess.run(["du", "--bytes", "--total", *held], capture_output=True, text=True, check=True)
+    return int(told.stdout.splitlines()[-1].split()[0])

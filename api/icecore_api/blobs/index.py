@@ -1,7 +1,8 @@
 """Which pack a small blob lies in, and where: DATA/blobs/index.db.
 
-It knows nothing that the packs do not say themselves. What it lacks is read from them when it is opened, and where
-it is damaged it is made anew. Large blobs are files named by their digest, and need no row.
+But for when a blob was touched it knows nothing that the packs do not say themselves. What it lacks is read from them
+when it is opened, and where it is damaged it is made anew, and every blob counts as touched then. Large blobs are files
+named by their digest, and need no row.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,10 +21,13 @@ from icecore_api.blobs.packs import Entry, read_entries
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS blobs (
-    digest BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+    digest BLOB PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL, size INTEGER NOT NULL,
+    touched REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blobs_of_pack ON blobs (pack, offset);
 CREATE TABLE IF NOT EXISTS lost (digest BLOB PRIMARY KEY, size INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS doomed (name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-_VERSION: Final = 1
+_VERSION: Final = 2
 _AT_ONCE: Final = 10_000
 """Digests of one statement."""
 
@@ -49,6 +54,8 @@ class Index:
 
     def __init__(self, path: Path | None, packs: Path) -> None:
         self._packs = packs
+        self.new: list[str] = []
+        """Packs that were found, which a process that ended may not have finished with."""
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._writer = self._open(path)
@@ -89,10 +96,88 @@ class Index:
             found.update({digest.hex(): Place(pack, offset, size) for digest, pack, offset, size in rows})
         return found
 
+    def touch(self, digests: Sequence[str], now: float) -> dict[str, int]:
+        """Bytes of those of `digests` that are packed, which are touched."""
+        found: dict[str, int] = {}
+        for first in range(0, len(digests), _AT_ONCE):
+            some = [bytes.fromhex(digest) for digest in digests[first : first + _AT_ONCE]]
+            marks = ",".join("?" * len(some))
+            with self._writing, _transaction(self._writer):
+                rows = self._writer.execute(
+                    f"UPDATE blobs SET touched = ? WHERE digest IN ({marks}) RETURNING digest, size",  # noqa: S608 - as above
+                    [now, *some],
+                ).fetchall()
+            found.update({digest.hex(): size for digest, size in rows})
+        return found
+
     def add(self, pack: str, found: Iterable[Entry]) -> None:
         """Take a pack's entries, durably. A blob that is in another pack already stays there."""
         with self._writing, _transaction(self._writer):
             self._insert(pack, found)
+
+    def replace(
+        self, pack: str, by: str, moved: Collection[Entry], gone: Collection[bytes], not_touched_since: float
+    ) -> bool:
+        """Let a pack's place be taken by another one, durably; the file is doomed then.
+
+        Args:
+            pack: the old one.
+            by: the new one, which is durable; "" where nothing is left.
+            moved: what lies in the new one, and where.
+            gone: what does not.
+            not_touched_since: where one of `gone` was touched since, nothing is changed.
+
+        Returns:
+            Whether it was.
+        """
+        with self._writing, _transaction(self._writer):
+            for digest in gone:
+                query = "SELECT 1 FROM blobs WHERE digest = ? AND touched >= ?"
+                if self._writer.execute(query, (digest, not_touched_since)).fetchone():
+                    return False
+            self._writer.executemany("DELETE FROM blobs WHERE digest = ?", ((digest,) for digest in gone))
+            if by:
+                (number,) = self._writer.execute(
+                    "INSERT INTO packs (name) VALUES (?) ON CONFLICT DO UPDATE SET name = name RETURNING id", (by,)
+                ).fetchone()
+                rows = ((number, entry.offset, entry.digest) for entry in moved)
+                self._writer.executemany("UPDATE blobs SET pack = ?, offset = ? WHERE digest = ?", rows)
+            self._writer.execute("DELETE FROM packs WHERE name = ?", (pack,))
+            self._writer.execute("INSERT OR IGNORE INTO doomed VALUES (?)", (pack,))
+        return True
+
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """Blobs are not there any more."""
+        with self._writing, _transaction(self._writer):
+            self._writer.executemany("DELETE FROM blobs WHERE digest = ?", ((digest,) for digest in digests))
+
+    def doomed(self) -> list[str]:
+        """Packs that have no blobs any more, and whose files may still be there."""
+        with self._writing:
+            return [name for (name,) in self._writer.execute("SELECT name FROM doomed").fetchall()]
+
+    def freed(self, pack: str) -> None:
+        """The file of a doomed pack has gone."""
+        with self._writing:
+            self._writer.execute("DELETE FROM doomed WHERE name = ?", (pack,))
+
+    def touched(self, pack: str) -> dict[bytes, float]:
+        """When each blob of a pack was touched."""
+        query = "SELECT b.digest, b.touched FROM blobs b JOIN packs p ON p.id = b.pack WHERE p.name = ?"
+        with self._reading:
+            return dict(self._reader.execute(query, (pack,)).fetchall())
+
+    def each(self) -> Iterator[list[tuple[bytes, int, float]]]:
+        """Digest, size and time of last touch of every packed blob, some at a time."""
+        after = b""
+        while True:
+            query = "SELECT digest, size, touched FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
+            with self._reading:
+                rows = self._reader.execute(query, (after, _AT_ONCE)).fetchall()
+            if not rows:
+                return
+            yield rows
+            after = rows[-1][0]
 
     def packs(self) -> list[str]:
         """The names of the packs, the oldest first."""
@@ -134,10 +219,12 @@ class Index:
         """Take packs whose rows were not written before the process ended; let those go that are not there."""
         there = {path.name for path in self._packs.glob("*.pack")}
         with self._writing:
+            there -= {name for (name,) in self._writer.execute("SELECT name FROM doomed")}
             known = {name for (name,) in self._writer.execute("SELECT name FROM packs")}
             for name in sorted(there - known):
                 with _transaction(self._writer):
                     self._insert(name, read_entries(self._packs / name))
+                self.new.append(name)
             if gone := known - there:
                 with _transaction(self._writer):
                     for name in sorted(gone):
@@ -145,8 +232,9 @@ class Index:
 
     def _insert(self, pack: str, found: Iterable[Entry]) -> None:
         number = self._writer.execute("INSERT INTO packs (name) VALUES (?)", (pack,)).lastrowid
-        rows = ((entry.digest, number, entry.offset, entry.size) for entry in found)
-        self._writer.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)", rows)
+        now = time.time()
+        rows = ((entry.digest, number, entry.offset, entry.size, now) for entry in found)
+        self._writer.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?, ?)", rows)
 
     def _let_go(self, pack: str) -> None:
         self._writer.execute(

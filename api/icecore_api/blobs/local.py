@@ -14,35 +14,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import mmap
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from icecore.errors import BlobsMissing, Conflict, IcecoreError, Invalid, NotFound
-from icecore.events import uuid7
 from icecore_api.blobs.drafts import Draft, fill, make_folder, publish, trouble
+from icecore_api.blobs.erasing import Packs
 from icecore_api.blobs.index import Index, Place
-from icecore_api.blobs.packs import MAGIC, Entry, checked, entries, frame_head, mismatch, table
+from icecore_api.blobs.packs import HEAD, MAGIC, Entry, checked, entries, frame_head, mismatch
 from icecore_api.blobs.reading import LocalBlob, Pulled, damaged, frames_of
 from icecore_api.blobs.scrubbing import scrub
 from icecore_api.blobs.store import (
     SMALL_BYTES,
+    Erased,
     Hurt,
+    Kept,
     Orphan,
     Parts,
     Progress,
     UnderWay,
+    Usage,
+    Weight,
     check_digest,
 )
 from icecore_api.blobs.uploads import Upload, Uploads, check_parts
+from icecore_api.blobs.whole import Whole
 
 T = TypeVar("T")
 _THREADS: Final = 16
+_ERASED_AT_ONCE: Final = 1000
 _FOLDERS: Final = ("packs", "whole", "drafts", "uploads")
 
 
@@ -60,7 +67,8 @@ class LocalBlobs:
     def __init__(self, folder: Path, refuse: Callable[[], IcecoreError] | None = None) -> None:
         self.folder = folder
         self._refuse = refuse
-        self._packs, self._whole, self._drafts = folder / "packs", folder / "whole", folder / "drafts"
+        self._packs, self._drafts = folder / "packs", folder / "drafts"
+        self._whole = Whole(folder / "whole")
         self._naming = threading.Lock()
         self._active: set[str] = set()
         self._threads = ThreadPoolExecutor(_THREADS, "blobs")
@@ -69,6 +77,9 @@ class LocalBlobs:
                 for name in _FOLDERS:
                     make_folder(folder / name)
             self.index = Index(folder / "index.db" if refuse is None else None, self._packs)
+            self._files = Packs(self._packs, self.index, self._own_draft)
+            if refuse is None:
+                self._files.tidy()
         self._uploads = Uploads(folder / "uploads")
 
     def close(self) -> None:
@@ -92,24 +103,17 @@ class LocalBlobs:
         for digest in digests:
             check_digest(digest)
         with trouble("look for blobs"):
-            return await self._in_thread(self._sizes, digests)
+            return await self._in_thread(self._sizes if self._refuse else self._touch, digests)
 
     def _sizes(self, digests: Sequence[str]) -> dict[str, int]:
         found = {digest: place.size for digest, place in self.index.find(digests).items()}
-        return found | self._whole_sizes([digest for digest in digests if digest not in found])
+        return found | self._whole.sizes(digest for digest in digests if digest not in found)
 
-    def _whole_sizes(self, digests: Sequence[str]) -> dict[str, int]:
-        found = {}
-        whole = os.fspath(self._whole)
-        for digest in digests:  # as text: paths as objects take five times as long
-            path = f"{whole}/{digest[:2]}/{digest}"
-            if os.path.exists(path):  # noqa: PTH110
-                with contextlib.suppress(FileNotFoundError):
-                    found[digest] = os.stat(path).st_size  # noqa: PTH116
-        return found
-
-    def _path(self, digest: str) -> Path:
-        return self._whole / check_digest(digest)[:2] / digest
+    def _touch(self, digests: Sequence[str]) -> dict[str, int]:
+        """`_sizes`, of blobs that are touched."""
+        now = time.time()
+        found = self.index.touch(digests, now)
+        return found | self._whole.touch([digest for digest in digests if digest not in found], now)
 
     # -------------------------------------------------------------------------------------------------------- writing
 
@@ -135,12 +139,12 @@ class LocalBlobs:
     def _name(self, draft: Draft, digest: str) -> None:
         if draft.digest != digest:
             raise mismatch(digest, draft.digest)
-        if self._sizes([digest]):
+        if self._touch([digest]):
             return
         draft.sync()
         with self._naming:
-            if not self._sizes([digest]):
-                draft.become(self._path(digest))
+            if not self._touch([digest]):
+                draft.become(self._whole.path(digest))
 
     def _name_pack(self, draft: Draft) -> int:
         if draft.size == len(MAGIC):
@@ -148,7 +152,7 @@ class LocalBlobs:
         with draft.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             found = {entry.digest: entry for entry in checked(buffer, _small(entries(buffer, len(MAGIC), draft.size)))}
             with self._naming:
-                there = self._sizes([digest.hex() for digest in found])
+                there = self._touch([digest.hex() for digest in found])
                 new = [entry for digest, entry in found.items() if digest.hex() not in there]
                 if not new:
                     return len(found)
@@ -160,9 +164,8 @@ class LocalBlobs:
 
     def _seal_again(self, buffer: mmap.mmap, new: Sequence[Entry]) -> None:
         """A pack of only those frames that are new."""
-        draft, moved, at = Draft(self._drafts, hashed=False), [], len(MAGIC)
-        self._active.add(draft.path.name)
-        try:
+        moved, at = [], len(MAGIC)
+        with self._own_draft() as draft:
             draft.write([MAGIC])
             for entry in new:
                 head = frame_head(entry.digest, entry.size)
@@ -170,21 +173,25 @@ class LocalBlobs:
                 moved.append(Entry(entry.digest, at + len(head), entry.size))
                 at += len(head) + entry.size
             self._seal(draft, moved)
-        finally:
-            draft.discard()
-            self._active.discard(draft.path.name)
 
     def _seal(self, draft: Draft, found: Sequence[Entry]) -> None:
         """Make a pack of a draft and take its rows; what has no rows is no pack."""
-        name = f"{uuid7()}.pack"
-        draft.write([table(found, draft.size)])
-        draft.sync()
-        draft.become(self._packs / name)
+        name = self._files.seal(draft, found)
         try:
             self.index.add(name, found)
         except BaseException:
             (self._packs / name).unlink(missing_ok=True)
             raise
+
+    @contextlib.contextmanager
+    def _own_draft(self) -> Iterator[Draft]:
+        """A draft of what is there already; thrown away at the end unless it got its name."""
+        draft = Draft(self._drafts, hashed=False)
+        self._active.add(draft.path.name)
+        try:
+            yield draft
+        finally:
+            self._discard(draft)
 
     @contextlib.asynccontextmanager
     async def _draft(self, *, hashed: bool = True) -> AsyncIterator[Draft]:
@@ -214,10 +221,12 @@ class LocalBlobs:
 
     def _opened(self, digest: str) -> LocalBlob:
         place = self.index.find([digest]).get(digest)
-        path = self._packs / place.pack if place else self._path(digest)
+        path = self._packs / place.pack if place else self._whole.path(digest)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
+            if place != self.index.find([digest]).get(digest):  # its pack was written again meanwhile
+                return self._opened(digest)
             if place is None:
                 raise NotFound(f"no such blob: {digest}", hint="POST blobs/missing says which are not there") from error
             raise damaged(digest, "its pack is not there") from error
@@ -239,7 +248,7 @@ class LocalBlobs:
         with trouble("look for blobs"):
             packed = await self._in_thread(self.index.find, digests)
             alone = [digest for digest in dict.fromkeys(digests) if digest not in packed]
-            whole = await self._in_thread(self._whole_sizes, alone)
+            whole = await self._in_thread(self._whole.sizes, alone)
         if missing := [digest for digest in alone if digest not in whole]:
             raise blobs_missing(missing)
         return Pulled(frames_of(digests, packed, self._packs, self._opened)).pieces()
@@ -274,14 +283,14 @@ class LocalBlobs:
             return await self._in_thread(self._complete, parts)
 
     def _complete(self, parts: Parts) -> int:
-        if size := self._sizes([parts.digest]):
+        if size := self._touch([parts.digest]):
             self._uploads.remove(parts)
             return size[parts.digest]
         upload = self._uploads.take(parts)
         try:
             upload.complete(lambda file: self._publish(file, parts.digest))
         except Conflict:
-            if size := self._sizes([parts.digest]):  # another request was first
+            if size := self._touch([parts.digest]):  # another request was first
                 return size[parts.digest]
             raise
         finally:
@@ -290,8 +299,75 @@ class LocalBlobs:
 
     def _publish(self, file: Path, digest: str) -> None:
         with self._naming:
-            if not self._sizes([digest]):
-                publish(file, self._path(digest))
+            if not self._touch([digest]):
+                publish(file, self._whole.path(digest))
+                self._touch([digest])
+
+    # ------------------------------------------------------------------------------------------------- size, and less
+
+    async def all_blobs(self) -> AsyncIterator[list[Kept]]:
+        """Every blob, some thousands at a time."""
+        with trouble("look for blobs"):
+            source = itertools.chain(self._packed(), self._whole.each())
+            while found := await self._in_thread(lambda: next(source, [])):
+                yield found
+
+    def _packed(self) -> Iterator[list[Kept]]:
+        for rows in self.index.each():
+            yield [Kept(digest.hex(), size, size + 2 * HEAD.size, touched) for digest, size, touched in rows]
+
+    async def usage(self) -> Usage:
+        """What is there in all."""
+        with trouble("look for blobs"):
+            return await self._in_thread(self._usage)
+
+    def _usage(self) -> Usage:
+        number, logical = self.index.total()
+        disk = sum(path.stat().st_size for path in self._packs.glob("*.pack"))
+        for found in self._whole.each():
+            number += len(found)
+            logical += (held := sum(blob.size for blob in found))
+            disk += held
+        return Usage(number, logical, disk)
+
+    async def weigh(self, digests: Collection[str]) -> Weight:
+        """What these blobs weigh together, and how many bytes would be free without them."""
+        named = list(dict.fromkeys(map(check_digest, digests)))
+        with trouble("weigh blobs"):
+            return await self._in_thread(self._weigh, named)
+
+    def _weigh(self, digests: Sequence[str]) -> Weight:
+        with self._naming:
+            packed = {digest: place.size for digest, place in self.index.find(digests).items()}
+            alone = sum(self._whole.sizes(whole := [digest for digest in digests if digest not in packed]).values())
+            number = len(packed) + len(self._whole.sizes(whole))
+            held = sum(packed.values())
+            disk = held + 2 * HEAD.size * len(packed) + alone
+            return Weight(number, held + alone, disk, self._files.reclaimable(packed) + alone)
+
+    async def erase(self, digests: Collection[str], *, not_touched_since: float) -> AsyncGenerator[list[Erased]]:
+        """Remove blobs for good, some at a time; what is given is durably gone, and its bytes are free."""
+        named = list(dict.fromkeys(map(check_digest, digests)))
+        self._may_write()
+        with trouble("erase blobs"):
+            packed = await self._in_thread(self.index.find, named)
+            alone = [digest for digest in named if digest not in packed]
+            for first in range(0, len(alone), _ERASED_AT_ONCE):
+                some = alone[first : first + _ERASED_AT_ONCE]
+                if erased := await self._named(self._whole.erase, some, not_touched_since):
+                    yield erased
+            for pack, gone in (await self._in_thread(self._files.by_pack, list(packed))).items():
+                if erased := await self._named(self._files.erase, pack, gone, not_touched_since):
+                    yield erased
+
+    async def _named(self, work: Callable[..., T], *arguments: Any) -> T:
+        """In a thread that holds the right to names."""
+
+        def alone() -> T:
+            with self._naming:
+                return work(*arguments)
+
+        return await asyncio.shield(self._in_thread(alone))
 
     # ------------------------------------------------------------------------------------------------------- upkeep
 
@@ -330,14 +406,14 @@ class LocalBlobs:
 
     def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
         """Read every blob again; those that are damaged or missing."""
-        return scrub(self.index, self._packs, self._whole, progress)
+        return scrub(self.index, self._packs, self._whole.folder, progress)
 
     def each(self) -> Iterator[tuple[str, int, str]]:
         """Digest, size and file of every blob."""
         for pack in self.index.packs():
             for entry in self.index.of_pack(pack):
                 yield entry.digest.hex(), entry.size, f"packs/{pack}"
-        for path in sorted(self._whole.glob("??/*")):
+        for path in self._whole.names():
             yield path.name, path.stat().st_size, f"whole/{path.parent.name}/{path.name}"
 
 

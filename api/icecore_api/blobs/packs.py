@@ -102,6 +102,20 @@ def table(found: Iterable[Entry], frames_end: int) -> bytes:
     return joined + _FOOT.pack(frames_end, len(rows), zlib.crc32(joined), END)
 
 
+def pack_size(number: int, content: int) -> int:
+    """Bytes of a pack file of `number` blobs that have `content` bytes together."""
+    return len(MAGIC) + 2 * HEAD.size * number + content + _FOOT.size
+
+
+def has_table(path: Path) -> bool:
+    """Whether a pack file's table is whole, so that it says all that is in it."""
+    size = path.stat().st_size
+    if size < len(MAGIC) + _FOOT.size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        return _by_table(buffer, size) is not None
+
+
 def read_entries(path: Path) -> list[Entry]:
     """The entries of a pack file, by its table; where that is damaged, by walking the frames as far as they go.
 

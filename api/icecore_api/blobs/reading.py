@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import threading
@@ -114,7 +115,8 @@ def frames_of(
     with _Packs(packs) as of_packs:
         for digest in digests:
             place = packed.get(digest)
-            for piece in of_packs.frame(digest, place) if place else _frame_of(opened(digest)):
+            # a pack that was written again meanwhile is looked for by whoever opens the blob
+            for piece in (of_packs.frame(digest, place) if place else None) or _frame_of(opened(digest)):
                 batch.append(piece)
                 size += len(piece)
                 if size >= PIECE_BYTES:
@@ -148,28 +150,28 @@ class _Packs:
         while self._handles:
             os.close(self._handles.popitem()[1])
 
-    def frame(self, digest: str, place: Place) -> tuple[bytes, bytes]:
-        """A blob's frame, in two pieces.
+    def frame(self, digest: str, place: Place) -> tuple[bytes, bytes] | None:
+        """A blob's frame, in two pieces; None where there is no such pack.
 
         Raises:
-            BlobDamaged: its bytes are not what the digest says, or not there.
+            BlobDamaged: its bytes are not what the digest says.
         """
-        content = os.pread(self._open(digest, place.pack), place.size, place.offset)
+        handle = self._open(place.pack)
+        if handle is None:
+            return None
+        content = os.pread(handle, place.size, place.offset)
         expected = bytes.fromhex(digest)
         if hashlib.sha256(content).digest() != expected:
             raise damaged(digest, f"its bytes have the SHA-256 {hashlib.sha256(content).hexdigest()}")
         return frame_head(expected, place.size), content
 
-    def _open(self, digest: str, pack: str) -> int:
+    def _open(self, pack: str) -> int | None:
         handle = self._handles.get(pack)
         if handle is None:
             if len(self._handles) >= self.OPEN:
                 os.close(self._handles.pop(next(iter(self._handles))))
-            try:
-                handle = os.open(self._folder / pack, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise damaged(digest, "its pack is not there") from error
-            self._handles[pack] = handle
+            with contextlib.suppress(FileNotFoundError):
+                handle = self._handles[pack] = os.open(self._folder / pack, os.O_RDONLY | os.O_CLOEXEC)
         return handle
 
 

@@ -6,7 +6,7 @@ A blob is named by the SHA-256 of its bytes, in 64 lower-case hex digits. It is 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -184,7 +184,7 @@ class Shrinking(Protocol):
         """
         ...
 
-    def erase(self, digests: Collection[str], *, not_touched_since: float) -> AsyncIterator[list[Erased]]:
+    def erase(self, digests: Collection[str], *, not_touched_since: float) -> AsyncGenerator[list[Erased]]:
         """Remove blobs for good, some at a time; what is given is durably gone, and its bytes are free.
 
         What is not there is passed over, and so is what was touched at or after `not_touched_since` (seconds since
@@ -199,15 +199,15 @@ class Shrinking(Protocol):
         ...
 
 
-class BlobStore(Protocol):
+class BlobStore(Shrinking, Protocol):
     """Blobs, wherever they lie. Every digest that is not one is `Invalid`, and nothing is touched."""
 
     async def missing(self, digests: Sequence[str]) -> list[str]:
-        """Those of `digests` that are not there, in their order, each once."""
+        """Those of `digests` that are not there, in their order, each once. The others are touched."""
         ...
 
     async def sizes(self, digests: Sequence[str]) -> dict[str, int]:
-        """Bytes of those of `digests` that are there."""
+        """Bytes of those of `digests` that are there. They are touched."""
         ...
 
     async def put(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
