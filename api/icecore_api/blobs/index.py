@@ -25,9 +25,15 @@ CREATE TABLE IF NOT EXISTS blobs (
     touched REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_of_pack ON blobs (pack, offset);
 CREATE TABLE IF NOT EXISTS lost (digest BLOB PRIMARY KEY, size INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS closed (well INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS doomed (name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _VERSION: Final = 2
+TOUCHES_KEPT_S: Final = 3600.0
+"""A blob's touch is written when the one that is written is older; until then it is remembered. A blob that a killed
+process has touched may have been touched as much later as this."""
+_TOUCHES_AT_MOST: Final = 200_000
+"""Remembered."""
 _AT_ONCE: Final = 10_000
 """Digests of one statement."""
 
@@ -60,8 +66,11 @@ class Index:
         self._reading = threading.Lock()
         self._writer = self._open(path)
         self._reader = self._writer if path is None else _connect(path)
+        self._touches: dict[bytes, float] = {}
         if path is None:
             self._reading = self._writing
+        else:
+            self._see_to_touches()
         self._catch_up()
 
     def _open(self, path: Path | None) -> sqlite3.Connection:
@@ -79,6 +88,9 @@ class Index:
             self._reader.close()
         if self._writer is not self._reader:
             with self._writing:
+                with contextlib.suppress(sqlite3.Error), _transaction(self._writer):  # else the next one sees to it
+                    self._keep_touches()
+                    self._writer.execute("INSERT OR IGNORE INTO closed VALUES (1)")
                 self._writer.close()
 
     def find(self, digests: Sequence[str]) -> dict[str, Place]:
@@ -102,13 +114,28 @@ class Index:
         for first in range(0, len(digests), _AT_ONCE):
             some = [bytes.fromhex(digest) for digest in digests[first : first + _AT_ONCE]]
             marks = ",".join("?" * len(some))
-            with self._writing, _transaction(self._writer):
-                rows = self._writer.execute(
-                    f"UPDATE blobs SET touched = ? WHERE digest IN ({marks}) RETURNING digest, size",  # noqa: S608 - as above
-                    [now, *some],
-                ).fetchall()
-            found.update({digest.hex(): size for digest, size in rows})
+            query = f"SELECT digest, size, touched FROM blobs WHERE digest IN ({marks})"  # noqa: S608 - as above
+            with self._writing:
+                rows = self._writer.execute(query, some).fetchall()
+                late = [(now, digest) for digest, _, touched in rows if touched < now - TOUCHES_KEPT_S]
+                self._touches.update((digest, now) for digest, _, touched in rows if touched >= now - TOUCHES_KEPT_S)
+                if late or len(self._touches) > _TOUCHES_AT_MOST:
+                    with _transaction(self._writer):
+                        self._writer.executemany("UPDATE blobs SET touched = ? WHERE digest = ?", late)
+                        self._keep_touches()
+            found.update({digest.hex(): size for digest, size, _ in rows})
         return found
+
+    def _keep_touches(self) -> None:
+        """Write the touches that are only remembered; in a transaction."""
+        rows = ((now, digest) for digest, now in self._touches.items())
+        self._writer.executemany("UPDATE blobs SET touched = max(touched, ?) WHERE digest = ?", rows)
+        self._touches.clear()
+
+    def keep_touches(self) -> None:
+        """Let every touch be written."""
+        with self._writing, _transaction(self._writer):
+            self._keep_touches()
 
     def add(self, pack: str, found: Iterable[Entry]) -> None:
         """Take a pack's entries, durably. A blob that is in another pack already stays there."""
@@ -131,6 +158,7 @@ class Index:
             Whether it was.
         """
         with self._writing, _transaction(self._writer):
+            self._keep_touches()
             for digest in gone:
                 query = "SELECT 1 FROM blobs WHERE digest = ? AND touched >= ?"
                 if self._writer.execute(query, (digest, not_touched_since)).fetchone():
@@ -163,12 +191,14 @@ class Index:
 
     def touched(self, pack: str) -> dict[bytes, float]:
         """When each blob of a pack was touched."""
+        self.keep_touches()
         query = "SELECT b.digest, b.touched FROM blobs b JOIN packs p ON p.id = b.pack WHERE p.name = ?"
         with self._reading:
             return dict(self._reader.execute(query, (pack,)).fetchall())
 
     def each(self) -> Iterator[list[tuple[bytes, int, float]]]:
         """Digest, size and time of last touch of every packed blob, some at a time."""
+        self.keep_touches()
         after = b""
         while True:
             query = "SELECT digest, size, touched FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
@@ -214,6 +244,14 @@ class Index:
             self._writer.execute("DELETE FROM blobs")
             self._writer.execute("DELETE FROM packs")
         self._catch_up()
+
+    def _see_to_touches(self) -> None:
+        """Where the process before was killed, blobs count as touched by it as late as they can have been."""
+        now = time.time()
+        with _transaction(self._writer):
+            if not self._writer.execute("DELETE FROM closed RETURNING well").fetchall():
+                self._writer.execute("UPDATE blobs SET touched = min(touched + ?, ?)", (TOUCHES_KEPT_S, now))
+            self._writer.execute("UPDATE blobs SET touched = ? WHERE touched > ?", (now, now))  # the clock went back
 
     def _catch_up(self) -> None:
         """Take packs whose rows were not written before the process ended; let those go that are not there."""
