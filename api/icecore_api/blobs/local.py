@@ -24,15 +24,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from icecore.errors import BlobsMissing, Conflict, IcecoreError, Invalid, NotFound
+from icecore.errors import Conflict, IcecoreError, NotFound
 from icecore_api.blobs.drafts import Draft, fill, make_folder, publish, trouble
 from icecore_api.blobs.erasing import Packs
 from icecore_api.blobs.index import Index, Place
 from icecore_api.blobs.packs import HEAD, MAGIC, Entry, checked, entries, frame_head, mismatch
 from icecore_api.blobs.reading import LocalBlob, Pulled, damaged, frames_of
+from icecore_api.blobs.refusals import blobs_missing, small, wrong_size
 from icecore_api.blobs.scrubbing import scrub
 from icecore_api.blobs.store import (
-    SMALL_BYTES,
     Erased,
     Hurt,
     Kept,
@@ -150,7 +150,7 @@ class LocalBlobs:
         if draft.size == len(MAGIC):
             return 0
         with draft.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            found = {entry.digest: entry for entry in checked(buffer, _small(entries(buffer, len(MAGIC), draft.size)))}
+            found = {entry.digest: entry for entry in checked(buffer, small(entries(buffer, len(MAGIC), draft.size)))}
             with self._naming:
                 there = self._touch([digest.hex() for digest in found])
                 new = [entry for digest, entry in found.items() if digest.hex() not in there]
@@ -435,11 +435,7 @@ class _Part:
 
     def check(self) -> None:
         if self._got != self._expected:
-            raise Invalid(
-                f"expected {self._expected} bytes of part {self._part}, got {self._got}",
-                where="part",
-                hint="parts are of `part_size` bytes each; only the last one is shorter",
-            )
+            raise wrong_size(self._part, self._expected, self._got)
 
 
 async def _not_lost(taking: asyncio.Future[T], give_back: Callable[[T], Any]) -> T:
@@ -449,27 +445,6 @@ async def _not_lost(taking: asyncio.Future[T], give_back: Callable[[T], Any]) ->
     except asyncio.CancelledError:
         taking.add_done_callback(lambda done: None if done.exception() else give_back(done.result()))
         raise
-
-
-def blobs_missing(digests: Sequence[str]) -> BlobsMissing:
-    """The error for blobs that are named and not there."""
-    return BlobsMissing(
-        f"expected {len(digests)} more blobs, the first is {digests[0]}",
-        hint="send them (PUT blobs/DIGEST, POST blobs/pack), then ask again",
-        missing=list(digests),
-    )
-
-
-def _small(found: Iterator[Entry]) -> Iterator[Entry]:
-    for entry in found:
-        if entry.size > SMALL_BYTES:
-            raise Invalid(
-                f"expected blobs of at most {SMALL_BYTES} bytes in a pack, {entry.digest.hex()} has {entry.size}",
-                hint="send it alone: PUT blobs/DIGEST",
-                most=SMALL_BYTES,
-                value=entry.size,
-            )
-        yield entry
 
 
 def _orphan(path: Path, kind: Any, files: Sequence[Path]) -> Orphan:
