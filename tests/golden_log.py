@@ -62,7 +62,7 @@ def fold(name: str, path: Path, *, batch: int = 5_000) -> dict[str, Any]:
         log = MemoryLog()
         for envelope, payload in load(name):
             subject = orjson.loads(payload)
-            key = next(subject[field] for field in ("artifact", "run", "user") if field in subject)
+            key = next(subject[field] for field in ("artifact", "run", "user", "scope", "plan") if field in subject)
             record = Record(key, envelope, payload)
             await log.append(NEWEST[envelope.type].STREAM, [record])
         identities = msgspec.to_builtins((await Identities.open(log)).state)

@@ -133,6 +133,12 @@ _QUERIES: Final[Mapping[str, _Query]] = {
     "scopes": _Query("SELECT scope, doc FROM scopes"),
     "current_scopes": _Query("SELECT scope, path, ttl, holds, doc FROM current_scopes"),
     "artifact_keeps": _Query("SELECT artifact, version, kind, keeper, kept, ts, username FROM artifact_keeps"),
+    "erasures": _Query("SELECT plan, kind, ts, username, blobs, bytes, done FROM erasures"),
+    "promotions": _Query(
+        "SELECT path, promotion, step, alias, version, ts, username, credential, reason, checks FROM promotions"
+    ),
+    # not where an end is: offsets depend on the log
+    "draft_parts": _Query("SELECT artifact, distributed_id, kind, digest, run, ts, username FROM draft_parts"),
     "artifact_edges": _Query("SELECT run, path, artifact, version, kind, alias, ts FROM artifact_edges"),
     "run_activity": _Query(
         "SELECT run, path, first_ts, heard_ts, last_step, points, rows_seen, console_lines FROM run_activity"
@@ -163,6 +169,9 @@ _LATER: Final = frozenset(
         "scopes",
         "current_scopes",
         "artifact_keeps",
+        "erasures",
+        "promotions",
+        "draft_parts",
     }
 )
 """Tables that came after digests were first written down: without rows they change none."""

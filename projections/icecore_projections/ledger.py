@@ -8,17 +8,18 @@ import duckdb
 
 from icecore.position import LEDGER, Place
 from icecore_projections.artifact_state import ArtifactsFold
+from icecore_projections.erasures import ErasuresFold
 from icecore_projections.folds import Applied, Changes
 from icecore_projections.streams import Folded, RunsFold, StreamFold
 
 
 class LedgerFold:
-    """Runs and artifacts. Each event belongs to one of them."""
+    """Runs, artifacts, and bytes that went. Each event belongs to one of them."""
 
     stream = LEDGER
 
     def __init__(self) -> None:
-        self._parts: tuple[StreamFold, ...] = (RunsFold(), ArtifactsFold())
+        self._parts: tuple[StreamFold, ...] = (RunsFold(), ArtifactsFold(), ErasuresFold())
         self.types = frozenset().union(*(part.types for part in self._parts))
 
     def load(self, con: duckdb.DuckDBPyConnection, events: Sequence[Applied]) -> None:

@@ -56,11 +56,21 @@ TABLES: Final[dict[str, str]] = {
     # what keeps a version from deletion besides: kind is link or bundle, the last row of each says whether it does
     "artifact_keeps": "artifact BIGINT, version INTEGER, kind VARCHAR, keeper VARCHAR, kept BOOLEAN, off BIGINT, "
     "ts BIGINT, username VARCHAR",
+    # what was to be erased and what was: the digests are in the log, at `off`
+    "erasures": "plan VARCHAR, kind VARCHAR, off BIGINT, ts BIGINT, username VARCHAR, blobs BIGINT, bytes BIGINT, "
+    "done BOOLEAN",  # kind: erasing or erased
     # lineage: a run logged or used a version, files of it lie at a URI (refers), it is part of a bundle, or it is
     # linked into a collection; `path` is the run's, the URI, or that other version as entity/project/name:v3, and
     # `run` the number of that text
     "artifact_edges": "run BIGINT, path VARCHAR, artifact BIGINT, version INTEGER, kind VARCHAR, alias VARCHAR, "
     "off BIGINT, ts BIGINT",
+    # registries: what happened to each promotion; `checks` is JSON, how they came out. Of a roll back, `version` is
+    # what the alias names again
+    "promotions": "artifact BIGINT, path VARCHAR, promotion VARCHAR, step VARCHAR, alias VARCHAR, version INTEGER, "
+    "off BIGINT, ts BIGINT, username VARCHAR, credential VARCHAR, reason VARCHAR, checks VARCHAR",
+    # versions of several writers: manifests of parts, and ends (kind finished), which take the parts before `upto`
+    "draft_parts": "artifact BIGINT, distributed_id VARCHAR, kind VARCHAR, digest VARCHAR, upto BIGINT, run VARCHAR, "
+    "off BIGINT, ts BIGINT, username VARCHAR",
     # ---- metrics: one row a run that logged anything
     "run_activity": "run BIGINT, path VARCHAR, first_ts BIGINT, heard_ts BIGINT, last_step BIGINT, points BIGINT, "
     "rows_seen BIGINT, console_lines BIGINT, off BIGINT",

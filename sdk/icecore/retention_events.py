@@ -100,13 +100,14 @@ class ArtifactErased(ArtifactEvent, frozen=True, kw_only=True):
 
 @event("blob.erasing", 1, LEDGER, from_clients=False)
 class BlobErasing(Event, frozen=True, kw_only=True):
-    """These blobs are about to be erased; `blob.erased` with the same plan and part follows when they are gone."""
+    """These blobs are about to be erased; `blob.erased` of the same plan follow, for as many as go."""
 
     plan: str
     part: int
+    """A plan with many blobs has several of these events: 0, 1, …"""
+    bytes: int
+    """What the whole plan is to free."""
     digests: list[str] = []
-    sizes: list[int] = []
-    """The bytes of each on the disk."""
 
     @property
     def key(self) -> str:
@@ -116,17 +117,16 @@ class BlobErasing(Event, frozen=True, kw_only=True):
 
 @event("blob.erased", 1, LEDGER, from_clients=False)
 class BlobErased(Event, frozen=True, kw_only=True):
-    """A receipt: these blobs are no longer on the disk."""
+    """A receipt: these blobs are no longer on the disk. The bytes of a plan's receipts are what it freed."""
 
     plan: str
-    part: int
     digests: list[str] = []
-    sizes: list[int] = []
-    """The bytes of each on the disk, before."""
     orphans: list[str] = []
     """What interrupted uploads had left, by name."""
     bytes: int = 0
-    """All that was freed, orphans among it."""
+    """What was freed, that of the orphans among it."""
+    done: bool = False
+    """Whether it is the plan's last."""
 
     @property
     def key(self) -> str:
