@@ -1,25 +1,71 @@
-"""Commands: append an event, wait for its fold, read the decision."""
+"""Commands: append an event, wait for its fold, read the decision.
+
+Commands that come while others are being appended are appended together, next: one fsync, one batch of the fold and
+one look at the rejections for all of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Final
 
 from icecore import tracing
 from icecore.codec import encode_event
-from icecore.errors import Conflict, IcecoreError
+from icecore.errors import Conflict, IcecoreError, LogError
 from icecore.events import Envelope, Event, uuid7
 from icecore.log import Record
 from icecore.position import LEDGER, Position, Token
-from icecore_api.context import Context, Principal
+from icecore_api.context import Context, Principal, Store
 from icecore_api.deps import wait_for
 
-_REJECTION = "SELECT reason FROM rejections WHERE stream = $stream AND part = $part AND off = $off"
+_TOGETHER: Final = 256
+"""Commands that are appended at once, at most."""
+_BYTES: Final = 4 << 20
+"""Bytes of their payloads after which no further one joins."""
+_REJECTIONS: Final = "SELECT part, off, reason FROM rejections WHERE stream = $stream AND off BETWEEN $first AND $last"
 
 
 class Rejected(Conflict):
     """The fold decided against a command."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Command:
+    """What somebody waits for."""
+
+    who: Principal
+    events: Sequence[Event]
+    payloads: Sequence[bytes]
+    trace: str
+    appended: asyncio.Future[tuple[list[Position], _Decisions]]
+
+
+@dataclass(slots=True, eq=False)
+class _Decisions:
+    """What the fold decided on commands that were appended together; asked once for all of them."""
+
+    store: Store
+    positions: list[Position]
+    within_s: float
+    _reasons: asyncio.Task[Mapping[tuple[int, int], str]] | None = field(default=None)
+
+    async def reasons(self) -> Mapping[tuple[int, int], str]:
+        """(partition, offset) -> why it was rejected, once all are folded; nothing where they are not, in time."""
+        if self._reasons is None:
+            self._reasons = asyncio.create_task(self._read())
+        return await asyncio.shield(self._reasons)
+
+    async def _read(self) -> Mapping[tuple[int, int], str]:
+        if not await self.store.wait_async(Token.after(self.positions), self.within_s):
+            return {}
+        offsets = [position.offset for position in self.positions]
+        bounds = {"stream": str(LEDGER), "first": min(offsets), "last": max(offsets)}
+        with closing(self.store.cursor()) as cursor:
+            return {(part, off): str(why) for part, off, why in cursor.execute(_REJECTIONS, bounds).fetchall()}
 
 
 class Commands:
@@ -28,7 +74,11 @@ class Commands:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._seq = 0
-        self._turn = asyncio.Lock()
+        self._waiting: deque[_Command] = deque()
+        self._appending: asyncio.Task[None] | None = None
+        self._together = _TOGETHER
+        self.seen: set[str] = set()
+        """Paths of artifacts that are known to be there."""
 
     async def submit(self, who: Principal, events: Sequence[Event]) -> Token:
         """Append events in one piece, and wait until the fold has passed them.
@@ -41,60 +91,89 @@ class Commands:
             NotYet: appended and durable, but the fold is behind; the facts say which position to wait for.
             LogError: the log took nothing.
         """
-        positions = await self._append(who, events)
+        positions, decisions = await self._append(who, events)
         token = Token.after(positions)
-        store = self._context.store
-        await wait_for(store, token, max(self._context.wait_within_s, 5.0))
-        cursor = store.cursor()
-        try:
-            for position in positions:
-                found = cursor.execute(
-                    _REJECTION,
-                    {"stream": position.stream, "part": position.partition, "off": position.offset},
-                ).fetchone()
-                if found:
-                    raise Rejected(str(found[0]), position=str(position))
-        finally:
-            with contextlib.suppress(Exception):
-                cursor.close()
+        reasons = await decisions.reasons()
+        await wait_for(decisions.store, token, 0)
+        for position in positions:
+            if reason := reasons.get((position.partition, position.offset)):
+                raise Rejected(reason, position=str(position))
         return token
 
     async def append_only(self, who: Principal, event: Event) -> Position:
         """Append an event whose decision is read elsewhere; returns where it is."""
-        (position,) = await self._append(who, [event])
+        (position,), _ = await self._append(who, [event])
         return position
 
-    async def _append(self, who: Principal, events: Sequence[Event]) -> list[Position]:
-        """Append in order of the numbers; a number whose append failed is used again, so none is ever missing."""
-        async with self._turn:
-            now = self._context.clock_ms()
-            records = [
-                Record(
-                    event.key,
-                    Envelope(
-                        id=uuid7(now),
-                        type=event.TYPE,
-                        v=event.VERSION,
-                        producer=self._context.producer,
-                        seq=self._seq + i,
-                        ts_client=now,
-                        ts_server=now,
-                        actor=who.user,
-                        credential=who.credential,
-                        trace=tracing.sampled(),
-                    ),
-                    encode_event(event),
-                )
-                for i, event in enumerate(events)
-            ]
-            appending = asyncio.ensure_future(self._context.log.append(LEDGER, records))
+    async def _append(self, who: Principal, events: Sequence[Event]) -> tuple[list[Position], _Decisions]:
+        payloads = [encode_event(event) for event in events]
+        appended: asyncio.Future[tuple[list[Position], _Decisions]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Command(who, events, payloads, tracing.sampled(), appended))
+        if self._appending is None or self._appending.done():
+            self._appending = asyncio.create_task(self._append_waiting())
+        return await appended
+
+    async def _append_waiting(self) -> None:
+        """Append what waits, and what comes meanwhile. A caller who leaves before his turn is passed over."""
+        while commands := self._next():
             try:
-                # a caller who leaves must not leave the outcome unknown: the numbers are taken or not
-                positions = await asyncio.shield(appending)
-            except asyncio.CancelledError:
-                with contextlib.suppress(IcecoreError):
-                    await appending
-                    self._seq += len(records)
+                await self._append_together(commands)
+            except IcecoreError as error:
+                if isinstance(error, LogError) or len(commands) == 1:
+                    _fail(commands, error)
+                else:  # it was one record's fault: each by itself, so that none fails for another's sake
+                    self._waiting.extendleft(reversed(commands))
+                    self._together = 1
+                continue
+            except BaseException as error:
+                _fail([*commands, *self._waiting], error)
+                self._waiting.clear()
                 raise
-            self._seq += len(records)
-            return positions
+            self._together = min(self._together * 2, _TOGETHER)
+
+    def _next(self) -> list[_Command]:
+        found: list[_Command] = []
+        size = 0
+        while self._waiting and len(found) < self._together and size < _BYTES:
+            command = self._waiting.popleft()
+            if not command.appended.done():
+                found.append(command)
+                size += sum(len(payload) for payload in command.payloads)
+        return found
+
+    async def _append_together(self, commands: Sequence[_Command]) -> None:
+        """One append, in order of the numbers; where it fails they are used again, so none is ever missing."""
+        now = self._context.clock_ms()
+        records: list[Record] = []
+        for command in commands:
+            for event, payload in zip(command.events, command.payloads, strict=True):
+                envelope = Envelope(
+                    id=uuid7(now),
+                    type=event.TYPE,
+                    v=event.VERSION,
+                    producer=self._context.producer,
+                    seq=self._seq + len(records),
+                    ts_client=now,
+                    ts_server=now,
+                    actor=command.who.user,
+                    credential=command.who.credential,
+                    trace=command.trace,
+                )
+                records.append(Record(event.key, envelope, payload))
+        store = self._context.store
+        positions = await self._context.log.append(LEDGER, records)
+        self._seq += len(records)
+        decisions = _Decisions(store, positions, max(self._context.wait_within_s, 5.0))
+        at = 0
+        for command in commands:
+            own = positions[at : at + len(command.events)]
+            at += len(own)
+            if not command.appended.done():
+                command.appended.set_result((own, decisions))
+
+
+def _fail(commands: Iterable[_Command], error: BaseException) -> None:
+    told = error if isinstance(error, Exception) else LogError("expected the server to go on, got its end")
+    for command in commands:
+        if not command.appended.done():
+            command.appended.set_exception(told)

@@ -29,7 +29,6 @@ from icecore_api.artifact_models import (
     AliasState,
     ArtifactsAnswer,
     Commit,
-    LineageAnswer,
     Use,
     VersionAnswer,
     VersionPatch,
@@ -40,11 +39,9 @@ from icecore_api.deps import OfProject, Process, Read, Reading, body_schema, rea
 from icecore_api.manifests import check_manifest
 from icecore_api.queries.artifacts import NUMBERED, Artifacts, collection_answer, version_answer
 from icecore_api.queries.documents import matcher
-from icecore_api.queries.lineage import Direction, lineage_answer, walk
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.artifact_rows import LATEST
-from icecore_projections.schema import run_number
 
 router: Final = Router(tags=["artifacts"])
 
@@ -52,7 +49,7 @@ FILTERED: Final = frozenset(
     {"metadata", "version", "created_at", "tags", "aliases", "description", "user", "size", "files"}
 )
 """What a filter of versions may begin with."""
-DEPTH_MOST: Final = 100
+_SEEN_MOST: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,40 +143,6 @@ def alias_history(at: OfArtifact, alias: Ref, reading: Read, then: Then = None) 
     """Where an alias went, when, by whom and why."""
     moves = _then(reading, then).moves(at.path, alias)
     return Json({"alias": alias, "history": moves}, position=reading.position)
-
-
-@router.on(
-    "GET",
-    "/artifacts/{entity}/{project}/{name}/{ref}/lineage",
-    permission="artifact:read",
-    answer=LineageAnswer,
-    errors=[404],
-)
-def get_lineage(
-    at: OfArtifact,
-    ref: Ref,
-    reading: Read,
-    direction: Annotated[Direction, Query()] = "both",
-    depth: Annotated[int, Query(ge=0, le=DEPTH_MOST)] = 5,
-    then: Then = None,
-) -> Response:
-    """What a version was made from (up) and what was made from it (down)."""
-    artifacts = _then(reading, then)
-    found = walk(artifacts, artifacts.find(at.path, ref, deleted=True), direction, depth)
-    return Json(lineage_answer(artifacts, found, _runs(reading, list(found.runs))), position=reading.position)
-
-
-def _runs(reading: Reading, paths: list[str]) -> dict[str, dict[str, Any]]:
-    """What a graph shows of runs."""
-    found = reading.cursor.execute(
-        "SELECT concat_ws('/', entity, project, id), name, job_type, state, doc->>'$.metadata.git.commit' "
-        "FROM current_runs WHERE run IN (SELECT unnest($runs::BIGINT[]))",
-        {"runs": [run_number(path) for path in paths]},
-    ).fetchall()
-    return {
-        path: {"name": name, "job_type": job_type, "state": state, "commit": commit}
-        for path, name, job_type, state, commit in found
-    }
 
 
 def _parsed(filters: str | None) -> Any:
@@ -312,8 +275,13 @@ async def move_alias(request: Request, at: OfArtifact, alias: Ref, context: Proc
     """Let an alias name another version, or none; with `expected` only from there."""
     body = await read_body(request, AliasPatch)
     check_alias(alias)
-    async with reading_now(context) as reading:
-        await run_in_threadpool(Artifacts(reading.cursor).collection, at.path)
+    seen: set[str] = request.app.state.commands.seen
+    if at.path not in seen:  # an artifact that was there once is there for ever
+        async with reading_now(context) as reading:
+            await run_in_threadpool(Artifacts(reading.cursor).collection, at.path)
+        if len(seen) >= _SEEN_MOST:
+            seen.clear()
+        seen.add(at.path)
     event = AliasMoved(
         artifact=at.path,
         alias=alias,
@@ -323,6 +291,8 @@ async def move_alias(request: Request, at: OfArtifact, alias: Ref, context: Proc
         reason=check_name("a reason", body.reason, "text_value_bytes"),
     )
     token = await _submit(request, event)
+    if event.conditional:  # it was what it was expected to be
+        return Json({"alias": alias, "version": body.version, "before": body.expected}, position=token)
     async with reading_now(context) as reading:
         before = await run_in_threadpool(Artifacts(reading.cursor).moved_from, at.path, alias, token)
     return Json(
