@@ -18,7 +18,21 @@ from icecore_api.context import Context
 from icecore_api.deps import OfProject, OfRun
 from icecore_api.jobs import Job
 from icecore_api.models import Done
-from icecore_api.routes import artifacts, blobs, console, health, history, log, login, ops, projects, runs, series
+from icecore_api.routes import (
+    artifacts,
+    blobs,
+    console,
+    health,
+    history,
+    lineage,
+    log,
+    login,
+    ops,
+    projects,
+    runs,
+    scrubs,
+    series,
+)
 from icecore_api.routing import Gate, Router, include
 from icecore_api.submit import Commands
 from icecore_ingest.openapi import openapi_paths
@@ -42,9 +56,9 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.commands = Commands(context)
-    app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck")}
+    app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck", "scrub")}
     install_errors(app)
-    routers = [projects, runs, series, history, console, log, ops, login, artifacts, blobs]
+    routers = [projects, runs, series, history, console, log, ops, login, artifacts, blobs, lineage, scrubs]
     include(app, [module.router for module in routers], PREFIX)
     include(app, [health.router, _pages(app)], "")
     public = {"/healthz", "/readyz", "/metrics", "/openapi.json", f"{PREFIX}/login", *PAGES}

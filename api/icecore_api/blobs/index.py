@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS blobs (
     touched REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_of_pack ON blobs (pack, offset);
 CREATE TABLE IF NOT EXISTS lost (digest BLOB PRIMARY KEY, size INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hurt (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS closed (well INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS doomed (name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
@@ -178,6 +179,17 @@ class Index:
         """Blobs are not there any more."""
         with self._writing, _transaction(self._writer):
             self._writer.executemany("DELETE FROM blobs WHERE digest = ?", ((digest,) for digest in digests))
+
+    def hurt(self) -> set[bytes]:
+        """Blobs that were found damaged, and did not come again since."""
+        with self._reading:
+            return {digest for (digest,) in self._reader.execute("SELECT digest FROM hurt").fetchall()}
+
+    def set_hurt(self, hurt: Iterable[bytes], well: Iterable[bytes]) -> None:
+        """Note that blobs are damaged, and that others are not."""
+        with self._writing, _transaction(self._writer):
+            self._writer.executemany("DELETE FROM hurt WHERE digest = ?", ((digest,) for digest in well))
+            self._writer.executemany("INSERT OR IGNORE INTO hurt VALUES (?)", ((digest,) for digest in hurt))
 
     def doomed(self) -> list[str]:
         """Packs that have no blobs any more, and whose files may still be there."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import mmap
 import os
 import threading
@@ -80,6 +81,8 @@ class LocalBlobs:
             self._files = Packs(self._packs, self.index, self._own_draft)
             if refuse is None:
                 self._files.tidy()
+        self._hurt = self.index.hurt()
+        """Damaged blobs that a scrub has found: they are not there, until they come again."""
         self._uploads = Uploads(folder / "uploads")
 
     def close(self) -> None:
@@ -113,7 +116,10 @@ class LocalBlobs:
         """`_sizes`, of blobs that are touched."""
         now = time.time()
         found = self.index.touch(digests, now)
-        return found | self._whole.touch([digest for digest in digests if digest not in found], now)
+        found |= self._whole.touch([digest for digest in digests if digest not in found], now)
+        if self._hurt:
+            found = {digest: size for digest, size in found.items() if bytes.fromhex(digest) not in self._hurt}
+        return found
 
     # -------------------------------------------------------------------------------------------------------- writing
 
@@ -144,7 +150,8 @@ class LocalBlobs:
         draft.sync()
         with self._naming:
             if not self._touch([digest]):
-                draft.become(self._whole.path(digest))
+                with self._healing([digest]):
+                    draft.become(self._whole.path(digest))
 
     def _name_pack(self, draft: Draft) -> int:
         if draft.size == len(MAGIC):
@@ -156,10 +163,11 @@ class LocalBlobs:
                 new = [entry for digest, entry in found.items() if digest.hex() not in there]
                 if not new:
                     return len(found)
-                if sum(40 + entry.size for entry in new) + len(MAGIC) == draft.size:
-                    self._seal(draft, new)
-                else:
-                    self._seal_again(buffer, new)
+                with self._healing([entry.digest.hex() for entry in new]):
+                    if sum(HEAD.size + entry.size for entry in new) + len(MAGIC) == draft.size:
+                        self._seal(draft, new)
+                    else:
+                        self._seal_again(buffer, new)
         return len(found)
 
     def _seal_again(self, buffer: mmap.mmap, new: Sequence[Entry]) -> None:
@@ -182,6 +190,20 @@ class LocalBlobs:
         except BaseException:
             (self._packs / name).unlink(missing_ok=True)
             raise
+
+    @contextlib.contextmanager
+    def _healing(self, digests: Sequence[str]) -> Iterator[None]:
+        """Blobs come, of which some may be there already and damaged: those go first."""
+        healed = {bytes.fromhex(digest) for digest in digests} & self._hurt
+        if healed:
+            names = [digest.hex() for digest in healed]
+            self._whole.erase(names, math.inf)
+            for pack, gone in self._files.by_pack(names).items():
+                self._files.erase(pack, gone, math.inf)
+        yield
+        if healed:
+            self.index.set_hurt([], healed)
+            self._hurt -= healed
 
     @contextlib.contextmanager
     def _own_draft(self) -> Iterator[Draft]:
@@ -300,7 +322,8 @@ class LocalBlobs:
     def _publish(self, file: Path, digest: str) -> None:
         with self._naming:
             if not self._touch([digest]):
-                publish(file, self._whole.path(digest))
+                with self._healing([digest]):
+                    publish(file, self._whole.path(digest))
                 self._touch([digest])
 
     # ------------------------------------------------------------------------------------------------- size, and less
@@ -405,8 +428,17 @@ class LocalBlobs:
         return removed
 
     def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
-        """Read every blob again; those that are damaged or missing."""
-        return scrub(self.index, self._packs, self._whole.folder, progress)
+        """Read every blob again; those that are damaged or missing. Until they come again they are not there."""
+        before, hurt = set(self._hurt), set()
+        for found in scrub(self.index, self._packs, self._whole.folder, progress):
+            hurt.add(bytes.fromhex(found.digest))
+            if self._refuse is None:
+                self.index.set_hurt([bytes.fromhex(found.digest)], [])
+                self._hurt.add(bytes.fromhex(found.digest))
+            yield found
+        if self._refuse is None:  # whoever brought a file back has healed it too
+            self.index.set_hurt([], before - hurt)
+            self._hurt -= before - hurt
 
     def each(self) -> Iterator[tuple[str, int, str]]:
         """Digest, size and file of every blob."""

@@ -285,7 +285,10 @@ class BlobStore(Shrinking, Protocol):
         ...
 
     def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
-        """Read every blob again; those that are damaged or missing. Blocks: for a thread of its own."""
+        """Read every blob again; those that are damaged or missing. Blocks: for a thread of its own.
+
+        Until they come again, `missing` names them and `sizes` does not; then what comes takes their place.
+        """
         ...
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ CLIENT_COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "artifacts": ("icecore.cli.artifacts:artifacts", "List the artifacts of a project."),
     "artifact": ("icecore.cli.artifacts:artifact", "Look at versions, and at what they were made from."),
     "alias": ("icecore.cli.artifacts:alias", "Move aliases, and see where they were."),
+    "scrub": ("icecore.cli.scrub:scrub", "Read every blob again, and name what is hurt."),
     "sync": ("icecore.cli.sync:sync", "Send what is waiting on this machine."),
     "log": ("icecore.cli.log:log", "Look at the events themselves."),
 }
