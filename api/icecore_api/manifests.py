@@ -105,7 +105,7 @@ def _folder(uri: str, slashes: int) -> str:
 
 
 def _checked(data: bytes) -> dict[str, Entry]:
-    entries: Mapping[str, Entry] = manifest.decode(data)
+    entries, parts = manifest.decode_whole(data)
     if len(entries) > most("artifact_files"):
         raise TooLarge(
             f"expected at most {most('artifact_files')} files in a version, got {len(entries)}",
@@ -113,9 +113,9 @@ def _checked(data: bytes) -> dict[str, Entry]:
             most=most("artifact_files"),
             value=len(entries),
         )
-    if manifest.encode(entries) != data:
+    if manifest.encode(entries, parts) != data:
         raise Invalid(
             "expected a manifest with sorted keys and without spaces: the same files give the same bytes",
             hint="docs/decisions/0008-artifacts.md has the form",
         )
-    return dict(entries)
+    return entries

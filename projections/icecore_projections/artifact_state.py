@@ -16,6 +16,7 @@ from icecore_projections.folds import Applied, Changes, Rows, artifacts
 from icecore_projections.folds.artifact_rows import Collection, Version
 from icecore_projections.folds.artifacts import ArtifactChanges, ArtifactState, DigestKey
 from icecore_projections.folds.retention import VersionKey
+from icecore_projections.registry_state import registry_tables
 from icecore_projections.retention_state import load_keeps, load_scopes, retention_tables
 from icecore_projections.schema import artifact_number, run_number
 from icecore_projections.streams import Folded
@@ -50,9 +51,9 @@ class ArtifactsFold:
         self._load_collections(con, paths)
         if digests:
             self._load_versions(con, "digest", [(key.artifact, key.digest) for key in digests])
-        if versions:
-            self._load_versions(con, "version", [(key.artifact, key.version) for key in versions])
+        self._load_numbered(con, versions)
         load_keeps(con, self._state.retention, paths)
+        self._load_further(con, events)
         scopes = artifacts.scopes(events, self._state.digests) - self._scopes_looked_up
         load_scopes(con, self._state.retention, scopes)
         self._scopes_looked_up |= scopes
@@ -91,6 +92,14 @@ class ArtifactsFold:
         self._looked_up = set()
         self._scopes_looked_up = set()
 
+    def _load_further(self, con: duckdb.DuckDBPyConnection, events: Sequence[Applied]) -> None:
+        """Take in what the rows say that the events are about."""
+        further = artifacts.further_keys(events, self._state)
+        self._load_numbered(con, self._unknown(further))
+        paths = self._unknown({key.artifact for key in further})
+        self._load_collections(con, paths)
+        load_keeps(con, self._state.retention, paths)
+
     def _unknown(self, keys: set[K]) -> set[K]:
         """Those that were not looked up yet; they count as looked up from now on."""
         unknown = {key for key in keys if key not in self._looked_up}
@@ -107,6 +116,10 @@ class ArtifactsFold:
         for doc, off, off_first in found:
             row = _row(Collection, doc, off, off_first)
             self._state.collections[row.path] = row
+
+    def _load_numbered(self, con: duckdb.DuckDBPyConnection, keys: Sized[VersionKey]) -> None:
+        if keys:
+            self._load_versions(con, "version", [(key.artifact, key.version) for key in keys])
 
     def _load_versions(self, con: duckdb.DuckDBPyConnection, column: str, keys: Sequence[tuple[str, Any]]) -> None:
         found = con.execute(
@@ -142,7 +155,9 @@ def _tables(changes: ArtifactChanges) -> Changes:
         append["alias_moves"] = [_moves(changes)]
     if changes.edges:
         append["artifact_edges"] = [_edges(changes)]
-    return Changes.merged([Changes(append=append, replace=replace), retention_tables(changes.retention)])
+    return Changes.merged(
+        [Changes(append=append, replace=replace), retention_tables(changes.retention), registry_tables(changes)]
+    )
 
 
 def _collections(rows: Sequence[Collection]) -> pa.Table:

@@ -7,8 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from icecore.events import ArtifactEvent, event
 from icecore.position import LEDGER
+
+
+class BundlePart(msgspec.Struct, frozen=True):
+    """A version that a bundle pins."""
+
+    key: str
+    """The folder of the bundle that it is."""
+    artifact: str
+    """entity/project/name"""
+    version: int
+    digest: str
+    """Of its manifest."""
+
+    @property
+    def name(self) -> str:
+        """As people write it: entity/project/name:v3."""
+        return f"{self.artifact}:v{self.version}"
 
 
 @event("artifact.committed", 1, LEDGER, from_clients=False)
@@ -35,6 +54,8 @@ class ArtifactCommitted(ArtifactEvent, frozen=True, kw_only=True):
     """Where its files lie that are not kept here: URIs, or the folders that they have in common."""
     ttl: int | None = None
     """How long it lives, in seconds; 0 is for ever; None leaves it as it is, at first to the wider scopes."""
+    parts: list[BundlePart] = []
+    """Of a bundle: the versions it is made of, which it keeps. Rejected where one is not there, or is another."""
 
 
 @event("artifact.used", 1, LEDGER, from_clients=False)

@@ -49,6 +49,16 @@ class Entry(NamedTuple):
         return not self.ref
 
 
+class Pinned(NamedTuple):
+    """A version that a bundle is made of: its files lie below a folder of the bundle."""
+
+    artifact: str
+    """entity/project/name"""
+    version: int
+    digest: str
+    """Hex SHA-256 of its manifest."""
+
+
 class PathChecker:
     """Checks many paths; a folder that was good is not looked at again."""
 
@@ -137,8 +147,12 @@ def same_where_case_does_not_count(paths: Iterable[str]) -> tuple[str, str] | No
     return None
 
 
-def encode(entries: Mapping[str, Entry]) -> bytes:
+def encode(entries: Mapping[str, Entry], parts: Mapping[str, Pinned] | None = None) -> bytes:
     """The manifest's bytes: the same for the same entries, in whatever order they come.
+
+    Args:
+        entries: by path.
+        parts: of a bundle: the versions it is made of, by the folder that each is.
 
     Raises:
         Invalid: a path is refused, or is a file and a folder at once.
@@ -147,8 +161,10 @@ def encode(entries: Mapping[str, Entry]) -> bytes:
     for path in entries:
         checker.check(path)
     check_tree(entries.keys())
-    documents = {path: _document(entry) for path, entry in entries.items()}
-    return orjson.dumps({"entries": documents, "version": 1}, option=orjson.OPT_SORT_KEYS)
+    document: dict[str, Any] = {"entries": {path: _document(entry) for path, entry in entries.items()}, "version": 1}
+    if parts:
+        document["parts"] = {key: part._asdict() for key, part in parts.items()}
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
 
 def digest_of(data: bytes) -> str:
@@ -169,11 +185,21 @@ def decode(data: bytes) -> dict[str, Entry]:
     Raises:
         Invalid: it is no manifest, or one of its paths or entries is refused.
     """
+    return decode_whole(data)[0]
+
+
+def decode_whole(data: bytes) -> tuple[dict[str, Entry], dict[str, Pinned]]:
+    """The entries, and the parts of a bundle by their folders; a manifest of another version has none.
+
+    Raises:
+        Invalid: as `decode`; or a part is none, or a file of a bundle lies in no part.
+    """
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise Invalid(f"expected a manifest in JSON, got {error}") from error
-    if not isinstance(document, dict) or document.get("version") != 1 or document.keys() != {"entries", "version"}:
+    known = {"entries", "version"}
+    if not isinstance(document, dict) or document.get("version") != 1 or document.keys() - {"parts"} != known:
         raise Invalid(
             'expected a manifest {"entries":…,"version":1}, got something else',
             hint="a later icecore may have written it: update this one",
@@ -184,7 +210,37 @@ def decode(data: bytes) -> dict[str, Entry]:
     checker = PathChecker()
     entries = {checker.check(path): _entry(path, told) for path, told in found.items()}
     check_tree(entries.keys())
-    return entries
+    return entries, _parts(document["parts"], entries) if "parts" in document else {}
+
+
+def _parts(told: Any, entries: Mapping[str, Entry]) -> dict[str, Pinned]:
+    if not isinstance(told, dict) or not told:
+        raise Invalid(f"expected a bundle's parts by folder, got {str(told)[:120]}")
+    parts = {check_part_key(key): _pinned(key, part) for key, part in told.items()}
+    for path in entries:
+        if path.partition("/")[0] not in parts or "/" not in path:
+            raise Invalid(f"expected every file of a bundle in one of {', '.join(sorted(parts))}, got {path!r}")
+    return parts
+
+
+def check_part_key(key: str) -> str:
+    """The folder of a bundle that a part is.
+
+    Raises:
+        Invalid: it is no single name of a path.
+    """
+    if "/" in key:
+        raise Invalid(f"expected a part of a bundle to be one folder, got {key[:120]!r}")
+    return check_path(key)
+
+
+def _pinned(key: str, told: Any) -> Pinned:
+    if isinstance(told, dict) and told.keys() == set(Pinned._fields):
+        part = Pinned(**told)
+        numbered = type(part.version) is int and part.version >= 0
+        if isinstance(part.artifact, str) and numbered and _DIGEST.fullmatch(str(part.digest)):
+            return part
+    raise Invalid(f"expected a part with artifact, version and digest, got {str(told)[:120]} for {key!r}")
 
 
 def _entry(path: str, told: Any) -> Entry:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 import orjson
 
+from icecore.artifact_events import BundlePart
+from icecore_projections.folds.registry_rows import Registry
 from icecore_projections.schema import artifact_number
 
 LATEST = "latest"
 """The alias that names what was committed last; nobody moves it by hand."""
 
 
-LATER: Final = frozenset({"ended", "references"})
+LATER: Final = frozenset({"ended", "linked", "parts", "references", "registry", "sources"})
 """Fields that came after rows were first written down: empty they are left out, so that old rows are as they were."""
 
 
@@ -48,6 +50,8 @@ class Collection(Row, frozen=True, kw_only=True):
     created_ts: int
     """The gateway's clock, ms since 1970 UTC."""
     user: str
+    registry: Registry | None = None
+    """What it asks of its versions, and their promotions; None where nobody set it up."""
 
     @property
     def number(self) -> int:
@@ -62,6 +66,10 @@ class Collection(Row, frozen=True, kw_only=True):
     def last(self) -> int | None:
         """The highest version that is not deleted."""
         return next((n for n in range(self.versions - 1, -1, -1) if n not in self.deleted), None)
+
+    def without_deleted(self, version: int) -> Self:
+        """The same, with a version that is there."""
+        return msgspec.structs.replace(self, deleted=[n for n in self.deleted if n != version])
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -94,6 +102,12 @@ class Version(Row, frozen=True, kw_only=True):
     """The run that logged it first."""
     references: list[str] = []
     """Where its files lie that are not kept here."""
+    sources: list[str] = []
+    """The versions of other artifacts that were linked here, as entity/project/name:v3."""
+    linked: bool = False
+    """Whether links alone made it: it goes with the last of them."""
+    parts: list[BundlePart] = []
+    """Of a bundle: the versions it pins."""
     user: str
     created_ts: int
     updated_ts: int

@@ -21,6 +21,7 @@ from icecore.artifact_events import (
     ArtifactUsed,
 )
 from icecore.events import ArtifactEvent, Event
+from icecore.registry_events import ArtifactLinked, ArtifactUnlinked, PartsFinished, PromotionRequested
 from icecore.retention_events import (
     ArtifactErased,
     ArtifactExpired,
@@ -30,8 +31,9 @@ from icecore.retention_events import (
     HoldReleased,
     ScopeEvent,
 )
-from icecore_projections.folds import Applied
+from icecore_projections.folds import Applied, promotions, registry
 from icecore_projections.folds.artifact_rows import LATEST, Collection, Edge, EdgeKind, Ended, Move, Version
+from icecore_projections.folds.registry_rows import DraftPart, PromotionStep
 from icecore_projections.folds.retention import (
     Keeping,
     Refused,
@@ -55,11 +57,23 @@ HANDLED: Final = (
     ArtifactTtlSet,
     HoldPlaced,
     HoldReleased,
+    *registry.HANDLED,
+    *promotions.HANDLED,
 )
 """The events this fold takes; it passes over others."""
 
-NUMBERED: Final = (ArtifactUsed, ArtifactUpdated, ArtifactDeleted, ArtifactRestored, ArtifactExpired, ArtifactErased)
+NUMBERED: Final = (
+    ArtifactUsed,
+    ArtifactUpdated,
+    ArtifactDeleted,
+    ArtifactRestored,
+    ArtifactExpired,
+    ArtifactErased,
+    PromotionRequested,
+)
 """Events about one version, by its number."""
+DIGESTED: Final = (ArtifactCommitted, ArtifactLinked, ArtifactUnlinked, PartsFinished)
+"""Events about one version, by its digest."""
 
 
 class DigestKey(NamedTuple):
@@ -92,6 +106,8 @@ class ArtifactChanges:
     moves: list[Move] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     retention: RetentionChanges = field(default_factory=RetentionChanges)
+    steps: list[PromotionStep] = field(default_factory=list)
+    drafts: list[DraftPart] = field(default_factory=list)
     rejected: list[tuple[Applied, str]] = field(default_factory=list)
 
 
@@ -104,6 +120,7 @@ def artifacts(events: Iterable[Applied]) -> set[str]:
                 found.add(about.artifact if isinstance(about, VersionKey) else about)
         elif isinstance(event, ArtifactEvent):
             found.add(event.artifact)
+            found.update(key.artifact for key in registry.elsewhere(event))
     return found
 
 
@@ -111,6 +128,7 @@ def version_keys(events: Iterable[Applied]) -> set[VersionKey]:
     """The versions whose rows `fold` needs, by number; those of committed digests besides."""
     found = set()
     for event in (applied.event for applied in events):
+        found.update(registry.elsewhere(event))
         if isinstance(event, NUMBERED):
             found.add(VersionKey(event.artifact, event.version))
         elif isinstance(event, ScopeEvent) and isinstance(about := subject(event), VersionKey):
@@ -138,10 +156,18 @@ def scopes(events: Iterable[Applied], digests: Mapping[DigestKey, int]) -> set[s
 def digest_keys(events: Iterable[Applied]) -> set[DigestKey]:
     """The digests that `fold` must be able to tell from new ones."""
     return {
-        DigestKey(event.artifact, event.digest)
-        for applied in events
-        if isinstance(event := applied.event, ArtifactCommitted)
+        DigestKey(event.artifact, event.digest) for applied in events if isinstance(event := applied.event, DIGESTED)
     }
+
+
+def further_keys(events: Iterable[Applied], state: ArtifactState) -> set[VersionKey]:
+    """The versions whose rows and keeps `fold` needs besides, as the rows that the events name say.
+
+    Args:
+        events: of a batch.
+        state: with the rows that the other functions name.
+    """
+    return {key for applied in events for key in registry.further(applied.event, state.collections, state.versions)}
 
 
 def fold(state: ArtifactState, events: Sequence[Applied]) -> ArtifactChanges:
@@ -152,7 +178,7 @@ def fold(state: ArtifactState, events: Sequence[Applied]) -> ArtifactChanges:
             of the versions that those digests are.
         events: of the ledger, in log order, duplicates left out.
     """
-    work = _Work(state)
+    work = Work(state)
     for applied in events:
         if isinstance(applied.event, HANDLED):
             try:
@@ -162,7 +188,7 @@ def fold(state: ArtifactState, events: Sequence[Applied]) -> ArtifactChanges:
     return work.changes
 
 
-class _Work:
+class Work:
     """A state, and the changes that lie over it."""
 
     def __init__(self, state: ArtifactState) -> None:
@@ -177,12 +203,12 @@ class _Work:
         elif isinstance(event, AliasMoved):
             self._move(applied, event)
         elif isinstance(event, ArtifactUsed):
-            version = self._version(event.artifact, event.version)
-            self._edge(applied, event.run, version, "used", event.alias)
+            version = self.version(event.artifact, event.version)
+            self.edge(applied, event.run, version, "used", event.alias)
         elif isinstance(event, ArtifactUpdated):
             self._update(applied, event)
         elif isinstance(event, ArtifactDeleted):
-            self._delete(applied, event)
+            self.delete(applied, event)
         elif isinstance(event, ArtifactRestored):
             self._restore(applied, event)
         elif isinstance(event, ArtifactExpired):
@@ -190,16 +216,20 @@ class _Work:
         elif isinstance(event, ArtifactErased):
             self._erase(applied, event)
         elif isinstance(event, CollectionUpdated):
-            self._there(event.artifact)
+            self.there(event.artifact)
             self.keeping.apply(applied, event)
         elif isinstance(event, ScopeEvent):
             self._of_scope(applied, event)
+        elif isinstance(event, registry.HANDLED):
+            registry.apply(self, applied, event)
+        elif isinstance(event, promotions.HANDLED):
+            promotions.apply(self, applied, event)
 
     # ------------------------------------------------------------------------------------------------ events
 
     def _commit(self, applied: Applied, event: ArtifactCommitted) -> None:
         at, ts = applied.position.offset, applied.envelope.ts_server
-        collection = self._collection(event.artifact)
+        collection = self.collection(event.artifact)
         if collection is None:
             collection = Collection(
                 path=event.artifact,
@@ -213,7 +243,9 @@ class _Work:
             raise Refused(
                 f"expected {event.artifact!r} to get a {collection.type!r}, as it always did, got {event.type!r}"
             )
-        known = self._known(event)
+        known = self.known(event.artifact, event.digest)
+        registry.check_version(collection, known.metadata if known else event.metadata, event.aliases)
+        registry.check_parts(self, event)
         if known is None:
             version = Version(
                 artifact=event.artifact,
@@ -226,6 +258,7 @@ class _Work:
                 tags=_distinct(event.tags),
                 run=event.run,
                 references=_distinct(event.references),
+                parts=event.parts,
                 user=applied.envelope.actor,
                 created_ts=ts,
                 updated_ts=ts,
@@ -233,25 +266,29 @@ class _Work:
                 off=at,
             )
             collection = msgspec.structs.replace(collection, versions=collection.versions + 1)
-            self._put_version(version)
+            self.put_version(version)
             for uri in version.references:
-                self._edge(applied, uri, version, "refers", "")
+                self.edge(applied, uri, version, "refers", "")
+            registry.part_edges(self, applied, version)
         else:
             version = known
             tags = _distinct([*known.tags, *event.tags])
-            if known.deleted or tags != known.tags:
-                version = msgspec.structs.replace(known, tags=tags, deleted=False, ended=None, updated_ts=ts, off=at)
-                self._put_version(version)
-            collection = _without_deleted(collection, version.number)
+            if known.deleted or known.linked or tags != known.tags:
+                version = msgspec.structs.replace(
+                    known, tags=tags, deleted=False, ended=None, linked=False, updated_ts=ts, off=at
+                )
+                self.put_version(version)
+            collection = collection.without_deleted(version.number)
+        registry.keep_pinned(self, applied, version)
         aliases = dict.fromkeys([LATEST, *event.aliases], version.number)
-        self._put_collection(applied, collection, {**collection.aliases, **aliases}, "")
+        self.put_collection(applied, collection, {**collection.aliases, **aliases}, "")
         if event.ttl is not None:
             self.keeping.set_ttl(applied, VersionKey(event.artifact, version.number).scope, event.ttl)
         if event.run:
-            self._edge(applied, event.run, version, "logged", "")
+            self.edge(applied, event.run, version, "logged", "")
 
     def _move(self, applied: Applied, event: AliasMoved) -> None:
-        collection = self._there(event.artifact)
+        collection = self.there(event.artifact)
         found = collection.aliases.get(event.alias)
         if event.alias == LATEST:
             raise Refused("expected an alias that people move, got 'latest', which names what was committed last")
@@ -267,12 +304,13 @@ class _Work:
                 raise Refused(f"no such version: expected {event.artifact}:v{event.version}, found none")
             if event.version in collection.deleted:
                 raise Refused(f"expected a version that is there, {event.artifact}:v{event.version} is deleted")
+            registry.check_alias(collection, event.alias)
             aliases[event.alias] = event.version
-        self._put_collection(applied, collection, aliases, event.reason)
+        self.put_collection(applied, collection, aliases, event.reason)
 
     def _update(self, applied: Applied, event: ArtifactUpdated) -> None:
-        version = self._version(event.artifact, event.version)
-        self._put_version(
+        version = self.version(event.artifact, event.version)
+        self.put_version(
             msgspec.structs.replace(
                 version,
                 description=version.description if event.description is None else event.description,
@@ -283,9 +321,10 @@ class _Work:
             )
         )
 
-    def _delete(self, applied: Applied, event: ArtifactDeleted) -> None:
-        collection = self._there(event.artifact)
-        version = self._version(event.artifact, event.version)
+    def delete(self, applied: Applied, event: ArtifactDeleted) -> None:
+        """Hide a version, unless something keeps or names it."""
+        collection = self.there(event.artifact)
+        version = self.version(event.artifact, event.version)
         self.keeping.refuse_kept(collection, version.number, "delete")
         named = [alias for alias in collection.named(version.number) if alias != LATEST]
         if named and not event.with_aliases:
@@ -295,8 +334,8 @@ class _Work:
         self._hide(applied, collection, _changed(applied, version, deleted=True), event.reason)
 
     def _expire(self, applied: Applied, event: ArtifactExpired) -> None:
-        collection = self._there(event.artifact)
-        version = self._version(event.artifact, event.version)
+        collection = self.there(event.artifact)
+        version = self.version(event.artifact, event.version)
         self.keeping.refuse_kept(collection, version.number, "expire")
         seconds = self.keeping.life(VersionKey(event.artifact, event.version)).seconds
         if seconds is None or seconds > event.seconds:
@@ -313,75 +352,94 @@ class _Work:
         aliases = {alias: n for alias, n in collection.aliases.items() if n != version.number}
         if LATEST in collection.aliases and LATEST not in aliases and collection.last is not None:
             aliases[LATEST] = collection.last
-        self._put_version(version)
-        self._put_collection(applied, collection, aliases, reason)
+        registry.release_pinned(self, applied, version)
+        self.put_version(version)
+        self.put_collection(applied, collection, aliases, reason)
 
     def _restore(self, applied: Applied, event: ArtifactRestored) -> None:
-        collection = self._there(event.artifact)
-        version = self._version(event.artifact, event.version, deleted=True)
+        collection = self.there(event.artifact)
+        version = self.version(event.artifact, event.version, deleted=True)
         if version.ended is not None and version.ended.how == "erased":
             raise Refused(f"expected a version whose bytes are there, {version.artifact}:v{version.number} is erased")
-        collection = _without_deleted(collection, version.number)
+        collection = collection.without_deleted(version.number)
         aliases = dict(collection.aliases)
         aliases.setdefault(LATEST, version.number)
-        self._put_version(_changed(applied, version, deleted=False))
-        self._put_collection(applied, collection, aliases, "")
+        registry.keep_pinned(self, applied, version)
+        self.put_version(_changed(applied, version, deleted=False))
+        self.put_collection(applied, collection, aliases, "")
 
     def _erase(self, applied: Applied, event: ArtifactErased) -> None:
-        collection = self._there(event.artifact)
-        version = self._version(event.artifact, event.version, deleted=True)
+        collection = self.there(event.artifact)
+        version = self.version(event.artifact, event.version, deleted=True)
         self.keeping.refuse_kept(collection, version.number, "erase")
         envelope = applied.envelope
         ended = Ended("erased", envelope.ts_server, envelope.actor, event.plan, version.updated_ts)
         if version.ended is None or version.ended.how != "erased":
-            self._put_version(_changed(applied, version, deleted=True, ended=ended))
+            self.put_version(_changed(applied, version, deleted=True, ended=ended))
 
     def _of_scope(self, applied: Applied, event: ScopeEvent) -> None:
         about = subject(event)
         if isinstance(about, VersionKey):
-            row = self._row(about)
+            row = self.row(about)
             if row is None:
                 raise Refused(f"no such version: expected {event.scope}, found none")
             if row.ended is not None and row.ended.how == "erased":
                 raise Refused(f"expected a version whose bytes are there, {event.scope} is erased")
         elif about is not None:
-            self._there(about)
+            self.there(about)
         self.keeping.apply(applied, event)
 
     # ------------------------------------------------------------------------------------------------- state
 
-    def _collection(self, path: str) -> Collection | None:
+    def collection(self, path: str) -> Collection | None:
+        """An artifact; None where there is none."""
         return self.changes.state.collections.get(path) or self._before.collections.get(path)
 
-    def _there(self, path: str) -> Collection:
-        collection = self._collection(path)
+    def there(self, path: str) -> Collection:
+        """An artifact that must be there.
+
+        Raises:
+            Refused: it is not.
+        """
+        collection = self.collection(path)
         if collection is None:
             raise Refused(f"no such artifact: expected {path!r}, found none")
         return collection
 
-    def _known(self, event: ArtifactCommitted) -> Version | None:
-        key = DigestKey(event.artifact, event.digest)
+    def known(self, path: str, digest: str) -> Version | None:
+        """The version of a digest; None where there is none."""
+        key = DigestKey(path, digest)
         number = self.changes.state.digests.get(key, self._before.digests.get(key))
-        return None if number is None else self._row(VersionKey(event.artifact, number))
+        return None if number is None else self.row(VersionKey(path, number))
 
-    def _row(self, key: VersionKey) -> Version | None:
+    def row(self, key: VersionKey) -> Version | None:
+        """A version, deleted or not; None where there is none."""
         return self.changes.state.versions.get(key) or self._before.versions.get(key)
 
-    def _version(self, path: str, number: int, *, deleted: bool = False) -> Version:
-        version = self._row(VersionKey(path, number))
+    def version(self, path: str, number: int, *, deleted: bool = False) -> Version:
+        """A version that must be there, or be deleted.
+
+        Raises:
+            Refused: it is not.
+        """
+        version = self.row(VersionKey(path, number))
         if version is None:
             raise Refused(f"no such version: expected {path}:v{number}, found none")
         if version.deleted != deleted:
             raise Refused(f"expected a version that is {_state(deleted)}, {path}:v{number} is {_state(not deleted)}")
         return version
 
-    def _put_version(self, version: Version) -> None:
-        self.changes.versions.append(version)
-        self.changes.state.versions[VersionKey(version.artifact, version.number)] = version
+    def put_version(self, version: Version) -> None:
+        """Note a version's new row; of several that one event makes, the last counts."""
+        made, key = self.changes.versions, VersionKey(version.artifact, version.number)
+        if made and (made[-1].artifact, made[-1].number, made[-1].off) == (*key, version.off):
+            made.pop()
+        made.append(version)
+        self.changes.state.versions[key] = version
         self.changes.state.digests[DigestKey(version.artifact, version.digest)] = version.number
 
-    def _put_collection(self, applied: Applied, collection: Collection, aliases: dict[str, int], reason: str) -> None:
-        """The collection with other aliases; what moved is told."""
+    def put_collection(self, applied: Applied, collection: Collection, aliases: dict[str, int], reason: str) -> None:
+        """Note a collection's new row, with these aliases; what moved is told."""
         before = collection.aliases
         row = msgspec.structs.replace(collection, aliases=aliases, off=applied.position.offset)
         self.changes.collections.append(row)
@@ -403,7 +461,8 @@ class _Work:
                     )
                 )
 
-    def _edge(self, applied: Applied, path: str, version: Version, kind: EdgeKind, alias: str) -> None:
+    def edge(self, applied: Applied, path: str, version: Version, kind: EdgeKind, alias: str) -> None:
+        """Note what is at the other end of a version's edge."""
         at, ts = applied.position.offset, applied.envelope.ts_server
         self.changes.edges.append(Edge(path, version.artifact, version.number, kind, alias, at, ts))
 
@@ -411,10 +470,6 @@ class _Work:
 def _changed(applied: Applied, version: Version, *, deleted: bool, ended: Ended | None = None) -> Version:
     ts, off = applied.envelope.ts_server, applied.position.offset
     return msgspec.structs.replace(version, deleted=deleted, ended=ended, updated_ts=ts, off=off)
-
-
-def _without_deleted(collection: Collection, number: int) -> Collection:
-    return msgspec.structs.replace(collection, deleted=[n for n in collection.deleted if n != number])
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
