@@ -84,14 +84,6 @@ class AliasHistory(Answer):
     history: list[AliasMove]
 
 
-class LineageAnswer(Answer):
-    """A neighbourhood of the graph of runs and versions."""
-
-    nodes: list[dict[str, Any]]
-    edges: list[dict[str, Any]]
-    cut: bool = Field(description="whether there is more within the depth")
-
-
 class _Command(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -12,7 +12,6 @@ import pytest
 
 from applications import Application, application
 from icecore import manifest
-from icecore.events import RunStarted, now_ms
 from icecore.manifest import Entry
 
 NAME = "/api/v1/artifacts/team/project/net"
@@ -220,38 +219,5 @@ def test_a_deleted_version_is_gone_until_it_is_restored(tmp_path: Path) -> None:
             assert (await get(app, f"{NAME}/latest"))["version"] == "v0"
             back = await app.client.post(f"{NAME}/v1/restore")
             assert (back.json()["state"], back.json()["aliases"]) == ("committed", [])
-
-    asyncio.run(work())
-
-
-def test_lineage_follows_runs_and_versions(tmp_path: Path) -> None:
-    """Raw data, what a run made of it, and the model another run made of that: up and down, as deep as asked."""
-
-    async def work() -> None:
-        async with application(tmp_path) as app:
-            runs = [f"team/project/{name}" for name in ("prepare", "train")]
-            await app.put(*(RunStarted(run=run, started_ts=now_ms(), job_type="job") for run in runs))
-            raw, clean = "/api/v1/artifacts/team/project/raw", "/api/v1/artifacts/team/project/clean"
-            await commit(app, b"raw", raw)
-            assert (await app.client.post(f"{raw}/latest/uses", json={"run": runs[0]})).status_code == 200
-            await commit(app, b"clean", clean, run=runs[0])
-            await app.client.post(f"{clean}/latest/uses", json={"run": runs[1]})
-            await commit(app, b"net", run=runs[1])
-
-            async def ids(path: str, **query: Any) -> set[str]:
-                graph = await get(app, f"{path}/lineage", **query)
-                return {node["id"].removeprefix("team/project/") for node in graph["nodes"]}
-
-            assert await ids(f"{NAME}/v0", direction="up") == {"net:v0", "train", "clean:v0", "prepare", "raw:v0"}
-            assert await ids(f"{NAME}/v0", direction="up", depth=2) == {"net:v0", "train", "clean:v0"}
-            assert await ids(f"{NAME}/v0", direction="down") == {"net:v0"}
-            assert await ids(f"{raw}/v0", direction="down", depth=1) == {"raw:v0", "prepare"}
-            graph = await get(app, f"{raw}/v0/lineage", depth=2)
-            assert [(e["from"], e["to"], e["kind"]) for e in graph["edges"]] == [
-                (runs[0], "team/project/clean:v0", "logged"),
-                ("team/project/raw:v0", runs[0], "used"),
-            ]
-            (run,) = (node for node in graph["nodes"] if node["kind"] == "run")
-            assert (run["job_type"], run["state"]) == ("job", "running")
 
     asyncio.run(work())

@@ -14,7 +14,7 @@ from icecore.errors import NotFound
 from icecore.position import LEDGER, Place, Token
 from icecore_api.queries.run_answers import iso
 from icecore_projections.folds.artifact_rows import Collection, Version
-from icecore_projections.schema import artifact_number, run_number
+from icecore_projections.schema import artifact_number
 
 NUMBERED: Final = re.compile(r"v(0|[1-9][0-9]{0,8})")
 """A version's name: v0, v1, …"""
@@ -141,24 +141,6 @@ class Artifacts:
         return (_name(found[0]),) if found else None
 
     # --------------------------------------------------------------------------------------------- lineage
-
-    def runs_of(self, artifact: int, versions: Sequence[int], kind: str) -> list[tuple[int, str]]:
-        """(version, run path) of the runs that logged or used some versions, each once, the first first."""
-        found = self._cursor.execute(
-            "SELECT version, path FROM artifact_edges WHERE artifact = $artifact AND kind = $kind AND off < $upto "
-            "AND version IN (SELECT unnest($versions::INTEGER[])) GROUP BY ALL ORDER BY min(off)",
-            {"artifact": artifact, "kind": kind, "versions": list(versions), "upto": self._bound},
-        ).fetchall()
-        return [(version, path) for version, path in found]
-
-    def versions_of(self, runs: Sequence[str], kind: str) -> list[tuple[str, int, int]]:
-        """(run path, artifact number, version) of what some runs logged or used, each once, the first first."""
-        found = self._cursor.execute(
-            "SELECT path, artifact, version FROM artifact_edges WHERE run IN (SELECT unnest($runs::BIGINT[])) "
-            "AND kind = $kind AND off < $upto GROUP BY ALL ORDER BY min(off)",
-            {"runs": [run_number(path) for path in runs], "kind": kind, "upto": self._bound},
-        ).fetchall()
-        return [(path, artifact, version) for path, artifact, version in found]
 
     def by_number(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Found]:
         """Versions by (artifact number, version)."""
