@@ -108,6 +108,8 @@ class BlobErasing(Event, frozen=True, kw_only=True):
     bytes: int
     """What the whole plan is to free."""
     digests: list[str] = []
+    orphans: list[str] = []
+    """What interrupted uploads have left, by name."""
 
     @property
     def key(self) -> str:

@@ -1,0 +1,106 @@
+"""Rules for which versions stay: what a rule would delete, and what it would free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from icecore.artifact_events import ArtifactDeleted
+from icecore_api.blobs.store import BlobStore
+from icecore_api.queries.artifacts import Artifacts, Found
+from icecore_api.queries.retention import Retention
+from icecore_api.retention.contents import Contents
+from icecore_projections.folds.artifact_rows import LATEST
+from icecore_projections.folds.retention import VersionKey
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which versions of each artifact stay."""
+
+    keep_last: int
+    """So many of the newest; at least one, as `latest` names it."""
+    keep_aliased: bool
+    """And those with an alias of their own."""
+    scope: str = ""
+    """A team, project or artifact; empty for all."""
+    type: str = ""
+    """Only artifacts of a type; empty for all."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is answered."""
+        return {
+            "keep_last": self.keep_last,
+            "keep_aliased": self.keep_aliased,
+            "scope": self.scope,
+            "type": self.type,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a rule comes to."""
+
+    rule: Rule
+    going: list[Found]
+    kept: list[tuple[VersionKey, list[str]]]
+    """What the rule would delete, but something keeps it."""
+    staying: list[str]
+    """Manifests of all other versions."""
+
+
+def judge(cursor: duckdb.DuckDBPyConnection, rule: Rule) -> Verdict:
+    """Which versions a rule deletes."""
+    found = cursor.execute(
+        "SELECT c.artifact, v.version, v.digest, $scope IN ('', c.entity, concat_ws('/', c.entity, c.project), "
+        "concat_ws('/', c.entity, c.project, c.name)) AND $type IN ('', c.type) "
+        "FROM current_versions v JOIN current_collections c USING (artifact) WHERE NOT v.deleted "
+        "ORDER BY c.artifact, v.version DESC",
+        {"scope": rule.scope, "type": rule.type},
+    ).fetchall()
+    newest: dict[int, int] = {}
+    beyond, staying = [], []
+    for artifact, version, digest, meant in found:
+        newest[artifact] = newest.get(artifact, 0) + 1
+        if meant and newest[artifact] > rule.keep_last:
+            beyond.append((artifact, version))
+        else:
+            staying.append(digest)
+    rows = Artifacts(cursor).by_number(beyond)
+    standing = Retention(cursor).of(list(rows.values()))
+    going, kept = [], []
+    for one in (rows[key] for key in beyond):
+        key = VersionKey(one.version.artifact, one.version.number)
+        aliases = [alias for alias in one.collection.named(key.version) if alias != LATEST]
+        if standing[key].kept:
+            kept.append((key, [str(keep) for keep in standing[key].kept]))
+        elif aliases and rule.keep_aliased:
+            kept.append((key, [f"the alias {alias}" for alias in aliases]))
+        else:
+            going.append(one)
+            continue
+        staying.append(one.version.digest)
+    return Verdict(rule, going, kept, staying)
+
+
+def deletion(found: Found, rule: Rule) -> ArtifactDeleted:
+    """The event that deletes a version by a rule."""
+    version = found.version
+    aliased = "; aliases" if rule.keep_aliased else ""
+    return ArtifactDeleted(
+        artifact=version.artifact,
+        version=version.number,
+        with_aliases=not rule.keep_aliased,
+        reason=f"policy: keep the last {rule.keep_last}{aliased}",
+    )
+
+
+async def freed(blobs: BlobStore, contents: Contents, verdict: Verdict) -> int:
+    """By how many bytes the disk gets emptier once the versions that go are erased."""
+    going = [one.version.digest for one in verdict.going]
+    await contents.read([*going, *verdict.staying])
+    alone = np.setdiff1d(contents.of(going), contents.of(verdict.staying), assume_unique=True)
+    return (await blobs.weigh(contents.digests(alone.tolist()))).reclaimable
