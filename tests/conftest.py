@@ -10,7 +10,7 @@ import pytest
 
 from servers import Server, running_server
 
-pytest_plugins = ("brokers",)
+pytest_plugins = ("brokers", "s3_servers")
 
 
 @pytest.fixture(scope="session", autouse=True)

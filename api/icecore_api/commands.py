@@ -59,6 +59,16 @@ def _log_option(function: Any) -> Any:
     )(function)
 
 
+def blobs_option(function: Any) -> Any:
+    """Where the bytes of artifacts are."""
+    return click.option(
+        "--blobs",
+        default="",
+        envvar="ICECORE_BLOBS",
+        help="The bytes of artifacts: s3://BUCKET/PREFIX, az://… or gs://…; without it, files in the data folder.",
+    )(function)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -66,6 +76,7 @@ Examples:
   icecore up --data ./ice --port 0 --json
   icecore up --host 0.0.0.0 --public-host ice.example.org
   icecore up --log kafka://broker:9092
+  icecore up --blobs 's3://models/icecore?region=eu-central-1'
   icecore up --with-kafka
   icecore up --data ./as-of-march --read-only
 """
@@ -81,6 +92,7 @@ Examples:
     help="Port; 0 picks a free one.",
 )
 @_log_option
+@blobs_option
 @click.option("--with-kafka", is_flag=True, help="Try Kafka: find or fetch a broker, and keep it in the data folder.")
 @click.option("--read-only", is_flag=True, help="Only answer questions: take and fold nothing. For `icecore replay`.")
 @click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
@@ -90,6 +102,7 @@ def up(
     host: str,
     port: int,
     log: str,
+    blobs: str,
     with_kafka: bool,
     read_only: bool,
     public_host: tuple[str, ...],
@@ -97,6 +110,7 @@ def up(
 ) -> None:
     """Serve a data folder: one command, two processes, until Ctrl-C."""
     _need_server()
+    from icecore_api.blobs.opening import choose_blobs
     from icecore_api.supervise import FirstWords, Plan
     from icecore_api.supervise import up as serve
 
@@ -114,7 +128,8 @@ def up(
 
     if log and with_kafka:
         raise SettingsError("expected --log or --with-kafka, got both", hint="--with-kafka brings its own broker")
-    plan = Plan(data.expanduser().absolute(), host, port, public_host, log, with_kafka)
+    plan = Plan(data.expanduser().absolute(), host, port, public_host, log, with_kafka, blobs)
+    choose_blobs(plan.data, blobs)  # said here, before any process is started
     if read_only or (plan.data / AS_OF).exists():
         from icecore_api.read_only_serve import refuse_copy
         from icecore_api.read_only_serve import up_read_only as serve

@@ -34,7 +34,7 @@ from icecore.log import Record
 from icecore.settings import load_credentials, save_credentials
 from icecore_api.answers import error_answer
 from icecore_api.app import create_app
-from icecore_api.blobs.local import LocalBlobs
+from icecore_api.blobs.opening import open_blobs
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.read_only import ReadOnlyLog, ReadOnlyOperations, ReadOnlyStore, as_of, open_store, refusal
 from icecore_api.replaying import read_note
@@ -189,7 +189,7 @@ async def serve(data: Path, listener: socket.socket, public_hosts: frozenset[str
     identities = await Identities.open(log)
     follower = asyncio.create_task(identities.follow())
     seen = ReadOnlyStore(store, log)
-    blobs = await asyncio.to_thread(LocalBlobs, data / "blobs", lambda: refusal(shown["time"]))
+    blobs = await asyncio.to_thread(open_blobs, data, refuse=lambda: refusal(shown["time"]))
     context = Context(
         log=log,
         current_store=lambda: seen,

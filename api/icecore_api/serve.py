@@ -21,7 +21,7 @@ from icecore.errors import IcecoreError
 from icecore.journal import say
 from icecore.lifeline import end_with_parent
 from icecore_api.app import create_app
-from icecore_api.blobs.local import LocalBlobs
+from icecore_api.blobs.opening import blobs_of, open_blobs
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.folding import Folding
 from icecore_api.operations import LiveOperations
@@ -42,6 +42,8 @@ class Settings:
     """A folder or kafka://…; without it DATA/log."""
     url: str = ""
     """The address people reach the server by."""
+    blobs: str = ""
+    """A bucket for the bytes of artifacts: s3://…; without it what was chosen before, or DATA/blobs."""
     listener: socket.socket | None = None
     """Where to listen; without it the socket in DATA/run."""
     crashed_after_s: float = CRASHED_AFTER_S
@@ -73,7 +75,7 @@ async def serve(settings: Settings) -> int:
             _leave_key(made, data / "owner-key")
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
-    blobs = await asyncio.to_thread(LocalBlobs, data / "blobs")
+    blobs = await asyncio.to_thread(open_blobs, data, settings.blobs, owner=log.log_id)
     context = Context(
         log=log,
         current_store=lambda: folding.store,
@@ -82,7 +84,7 @@ async def serve(settings: Settings) -> int:
         producer=str(uuid.uuid4()),
         data=data,
         blobs=blobs,
-        processes=lambda: {**processes(data), **_log_words(settings.log_address), "folding": folding.report()},
+        processes=lambda: {**processes(data), **_where(settings), "folding": folding.report()},
         crashed_after_s=settings.crashed_after_s,
         metrics=metrics,
     )
@@ -107,9 +109,10 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
-def _log_words(where: str | Path) -> dict[str, Any]:
-    """What `status` says of the log: where it is, and whether one lost disk would be a lost log."""
-    words: dict[str, Any] = {"log_at": str(where)}
+def _where(settings: Settings) -> dict[str, Any]:
+    """What `status` says: where the log and the blobs are, and whether one lost disk would be a lost log."""
+    where, blobs = settings.log_address, blobs_of(settings.data).partition("?")[0]
+    words: dict[str, Any] = {"log_at": str(where), "blobs_at": blobs or str(settings.data / "blobs")}
     if isinstance(where, str) and is_kafka(where):
         words["single_replica"] = KafkaSettings.parse(where).single_replica
     return words
@@ -182,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m icecore_api.serve", description="icecore's store")
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
     parser.add_argument("--log", default="", help="the log: a folder or kafka://…; by default DATA/log")
+    parser.add_argument("--blobs", default="", help="the bytes of artifacts: s3://BUCKET/PREFIX; by default DATA/blobs")
     parser.add_argument("--url", default="", help="the address people reach the server by")
     parser.add_argument("--host", default="", help="listen on this address instead of the socket in DATA/run")
     parser.add_argument("--port", type=int, default=0, help="with --host: the port; 0 picks a free one")
@@ -196,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say("no traces", "warning", why=why)
         listener = listen(given.host, given.port) if given.host else None
         log = _hold(given.data, given.log, given.url, listener) if given.alone else given.log
-        settings = Settings(given.data, log, given.url, listener, after, given.alone)
+        settings = Settings(given.data, log, given.url, given.blobs, listener, after, given.alone)
         collect_seldom()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))

@@ -51,6 +51,8 @@ class Plan:
     """The log, where it is not in the data folder: kafka://…"""
     with_kafka: bool = False
     """Start a Kafka broker of our own, in the data folder."""
+    blobs: str = ""
+    """A bucket for the bytes of artifacts, where they are not in the data folder: s3://…"""
 
     @property
     def log_address(self) -> str | Path:
@@ -327,10 +329,11 @@ def child_processes(plan: Plan, listener: socket.socket) -> list[Child]:
     """The gateway and the store of one machine."""
     python = [sys.executable, "-m"]
     data = ["--data", str(plan.data), *(("--log", plan.log) if plan.log else ())]
+    blobs = ["--blobs", plan.blobs] if plan.blobs else []
     fd = listener.fileno()
     public = [word for name in plan.public_hosts for word in ("--public-host", name)]
     return [
-        Child("store", [*python, "icecore_api.serve", *data, "--url", plan.url]),
+        Child("store", [*python, "icecore_api.serve", *data, "--url", plan.url, *blobs]),
         Child(
             "gateway", [*python, "icecore_ingest.gateway", *data, "--host", plan.host, "--fd", str(fd), *public], (fd,)
         ),

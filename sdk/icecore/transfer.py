@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
+from icecore.direct import FOLLOWS, OBJECT_RANGE, BucketClient
 from icecore.errors import BlobsFull, IcecoreError, ServerFailed, ServerUnreachable, Unauthenticated
 from icecore.http import POSITION_HEADER, error_of_answer, note_position, unreachable
 
@@ -34,6 +36,8 @@ ATTEMPTS: Final = 5
 _LATER: Final = frozenset({429, 502, 503, 504})
 _FRAME_HEAD: Final = 40
 _READ: Final = 256 * 1024
+
+_FOLLOW: Final = {FOLLOWS: "1"}
 
 Item = TypeVar("Item")
 
@@ -117,6 +121,9 @@ class BlobClient:
         self._headers = {"User-Agent": "icecore-python"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self.direct = False
+        """Whether large blobs go to the server's bucket, past the server: as it said last."""
+        self._bucket = BucketClient(WORKERS * 2)
         self._pool: urllib3.PoolManager | None = None
         self._lock = threading.Lock()
 
@@ -131,12 +138,17 @@ class BlobClient:
         source = iter(digests)
         found: set[str] = set()
         while chunk := list(islice(source, ASK_MOST)):
-            found.update(self._json("POST", "blobs/missing", {"digests": chunk})["missing"])
+            answer = self._json("POST", "blobs/missing", {"digests": chunk})
+            self.direct = bool(answer.get("direct"))
+            found.update(answer["missing"])
         return found
 
     def put(self, digest: str, data: bytes) -> None:
         """Store a blob; `Invalid` where the bytes are not the digest's."""
-        self._send("PUT", f"blobs/{digest}", data)
+        if data and self._put_direct(digest, 0, data, len(data), len(data)):
+            self.finish(digest, len(data), len(data))
+        else:
+            self._send("PUT", f"blobs/{digest}", data)
 
     def put_pack(self, blobs: Sequence[tuple[str, bytes]]) -> None:
         """Store small blobs, all or none."""
@@ -151,7 +163,24 @@ class BlobClient:
 
     def put_part(self, digest: str, part: int, data: bytes, size: int, part_size: int) -> None:
         """Store one part of a large blob."""
+        if self._put_direct(digest, part, data, size, part_size):
+            return
         self._send("PUT", f"uploads/{digest}/{part}?size={size}&part_size={part_size}", data)
+
+    def _put_direct(self, digest: str, part: int, data: bytes, size: int, part_size: int) -> bool:
+        """Send a part to the bucket; signed anew each time. False where it must go through the server."""
+        if not self.direct:
+            return False
+        asked = {"size": size, "part_size": part_size, "sha256": hashlib.sha256(data).hexdigest()}
+
+        def send() -> bool:
+            signed = self._json("POST", f"uploads/{digest}/{part}", asked)
+            if signed["url"] is None:
+                return False
+            self._bucket.put(signed["url"], signed["headers"], data)
+            return True
+
+        return self._in_patience(send)
 
     def finish(self, digest: str, size: int, part_size: int) -> None:
         """Make the parts a blob; `Invalid` where the bytes are not the digest's."""
@@ -174,23 +203,43 @@ class BlobClient:
         """All bytes of a blob that fits into memory. They are not yet checked."""
 
         def ask() -> bytes:
-            with self._open("GET", f"blobs/{digest}", None, {}) as response:
-                return b"".join(self._chunks(response))
+            with self._open("GET", f"blobs/{digest}", None, _FOLLOW) as response:
+                return b"".join(self._chunks(response)) if response.status < 300 else self._followed(response)
 
         return again(ask)
 
     def get(self, digest: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` (left out) of a blob. They are not yet checked."""
-        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        headers = {"Range": f"bytes={start}-{stop - 1}", **_FOLLOW}
 
         def ask() -> bytes:
             with self._open("GET", f"blobs/{digest}", None, headers) as response:
+                if response.status >= 300:
+                    return self._followed(response)
                 body = _Body(response)
                 if response.status == 200 and start:  # something on the way knows no ranges
                     body.next(start)
                 return body.next(stop - start)
 
         return again(ask)
+
+    def _followed(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        """The bytes from where an answer says they are; its address is good for a while."""
+        where, wanted = response.headers.get("Location", ""), response.headers.get(OBJECT_RANGE, "")
+        return self._in_patience(lambda: self._bucket.get(where, wanted), ATTEMPTS)
+
+    def _in_patience(self, work: Callable[[], Item], attempts: int = 1_000_000) -> Item:
+        """What `work` answers, which is repeated while the bucket is away or busy."""
+        deadline, pause = time.monotonic() + self._patience, 0.05
+        while True:
+            attempts -= 1
+            try:
+                return work()
+            except ServerUnreachable:
+                if not attempts or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads retries, no secret
+            pause = min(pause * 2, 5.0)
 
     def _chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         import urllib3

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from icecore.errors import DigestMismatch, IcecoreError, UsageError
+from icecore.errors import Conflict, DigestMismatch, IcecoreError, UsageError
 from icecore.hashing import LocalFile
 from icecore.transfer import PACK_BLOBS, PACK_BYTES, PACKED_MOST, PART_BYTES, BlobClient, Progress, parallel
 
@@ -143,7 +143,12 @@ def _part(client: BlobClient, large: _Large, number: int, progress: Progress) ->
     def work() -> None:
         source, step = large.source, large.step
         data = source.part(number * step, min(step, source.size - number * step))
-        client.put_part(source.digest, number, data, source.size, step)
+        try:
+            client.put_part(source.digest, number, data, source.size, step)
+        except Conflict:
+            if client.missing([source.digest]):
+                raise
+            # another client brought all of it meanwhile
         progress.add(len(data))
         with large.lock:
             large.left -= 1
@@ -155,7 +160,17 @@ def _part(client: BlobClient, large: _Large, number: int, progress: Progress) ->
 
 
 def _finish(client: BlobClient, large: _Large) -> None:
-    try:
-        client.finish(large.source.digest, large.source.size, large.step)
-    except IcecoreError as error:
-        raise large.source.explain(error) from error
+    source, step = large.source, large.step
+    for last in (False, True):
+        try:
+            client.finish(source.digest, source.size, step)
+            return
+        except Conflict as lacking:  # parts have gone since they were sent: an upload that was taken for a dead one
+            again = [int(number) for number in lacking.facts.get("parts", ())]
+            if last or not again:
+                raise
+            for number in again:
+                data = source.part(number * step, min(step, source.size - number * step))
+                client.put_part(source.digest, number, data, source.size, step)
+        except IcecoreError as error:
+            raise source.explain(error) from error

@@ -18,6 +18,8 @@ class Missing(BaseModel):
     """Those that are not there."""
 
     missing: list[str]
+    direct: bool = False
+    """Large ones are to be sent to the bucket, by requests signed by `POST uploads/DIGEST/PART`."""
 
 
 class Stored(BaseModel):
@@ -47,6 +49,23 @@ class UploadAnswer(BaseModel):
     size: int | None
     part_size: int | None
     parts: list[int]
+
+
+class PartAsked(BaseModel):
+    """A part that is to be sent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    size: int = Field(ge=1, le=most("blob_bytes"))
+    part_size: int = Field(ge=1, le=most("upload_part_bytes"))
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class SignedAnswer(BaseModel):
+    """How to send a part: `PUT url` with these headers; without a URL, through the server as any other."""
+
+    url: str | None
+    headers: dict[str, str]
+    expires_s: int
 
 
 class Completion(BaseModel):

@@ -12,12 +12,28 @@ from starlette.responses import Response, StreamingResponse
 from icecore.errors import BlobsMissing, NotFound, RangeNotThere
 from icecore.limits import most
 from icecore_api.answers import Json, error_answer
-from icecore_api.blobs.models import BlobAnswer, Completion, Digests, Missing, PartAnswer, Stored, UploadAnswer
-from icecore_api.blobs.store import SMALL_BYTES, Blob, Parts, check_digest
+from icecore_api.blobs.direct import Direct
+from icecore_api.blobs.models import (
+    BlobAnswer,
+    Completion,
+    Digests,
+    Missing,
+    PartAnswer,
+    PartAsked,
+    SignedAnswer,
+    Stored,
+    UploadAnswer,
+)
+from icecore_api.blobs.store import SMALL_BYTES, Blob, BlobStore, Parts, check_digest
+from icecore_api.blobs.uploads import check_parts
 from icecore_api.deps import Process, body_schema, read_body
 from icecore_api.routing import Router
 
 router: Final = Router(tags=["blobs"])
+FOLLOWS: Final = "Icecore-Follows"
+"""Sent by clients that fetch from where an answer 307 says, with the range it says."""
+OBJECT_RANGE: Final = "Icecore-Range"
+"""Of an answer 307: the bytes to ask for there. A large blob lies in several objects, so they may be others."""
 
 _OCTETS: Final = "application/octet-stream"
 _BYTES: Final[dict[str, Any]] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}
@@ -26,6 +42,7 @@ _PARTIAL: Final[dict[str, Any]] = {
     "responses": {
         "206": {"description": "The bytes asked for.", "content": _BYTES},
         "304": {"description": "The caller has it already: blobs do not change."},
+        "307": {"description": f"With `{FOLLOWS}`: fetch it there, the range of `{OBJECT_RANGE}`."},
     }
 }
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
@@ -44,7 +61,8 @@ OfBlob = Annotated[str, Depends(_digest)]
 async def missing_blobs(request: Request, context: Process) -> Response:
     """Those of some blobs that are not there."""
     asked = await read_body(request, Digests)
-    return Json({"missing": await context.blobs.missing(asked.digests)})
+    direct = isinstance(context.blobs, Direct) and context.blobs.direct
+    return Json({"missing": await context.blobs.missing(asked.digests), "direct": direct})
 
 
 @router.on("POST", "/blobs/pack", permission="artifact:write", answer=Stored, errors=[413], extra=_BODY)
@@ -102,6 +120,9 @@ async def get_blob(request: Request, digest: OfBlob, context: Process) -> Respon
         said = RangeNotThere(f"expected a range within {blob.size} bytes, got {str(ranged)[:80]!r}", size=blob.size)
         return error_answer(said, {"Content-Range": f"bytes */{blob.size}"})
     start, stop, partial = found
+    if request.headers.get(FOLLOWS) and (elsewhere := await _elsewhere(context.blobs, digest, start, stop)):
+        blob.close()
+        return elsewhere
     headers = {**_headers(digest), "ETag": etag, "Accept-Ranges": "bytes", "Content-Length": str(stop - start)}
     if partial:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
@@ -111,6 +132,15 @@ async def get_blob(request: Request, digest: OfBlob, context: Process) -> Respon
         content = b"".join([piece async for piece in pieces])
         return Response(content, status, headers, _OCTETS)
     return StreamingResponse(_after(await anext(pieces), pieces), status, headers, _OCTETS)
+
+
+async def _elsewhere(blobs: BlobStore, digest: str, start: int, stop: int) -> Response | None:
+    """Where a client may fetch a range by itself: an address that is as good as a key for a while."""
+    source = await blobs.source(digest, start, stop) if isinstance(blobs, Direct) else None
+    if source is None:
+        return None
+    headers = {"Location": source.url, OBJECT_RANGE: f"bytes={source.start}-{source.stop - 1}"}
+    return Response(None, 307, {**headers, "Cache-Control": "no-store"})
 
 
 @router.on("HEAD", "/blobs/{digest}", permission="artifact:read", answer=None, errors=[404], content=_BYTES)
@@ -141,6 +171,32 @@ async def put_part(
     """Store a part of a large blob; durable once it is answered. Parts may come in any order, and again."""
     await context.blobs.put_part(Parts(digest, size, part_size), part, request.stream())
     return Json({"digest": digest, "part": part})
+
+
+@router.on(
+    "POST",
+    "/uploads/{digest}/{part}",
+    permission="artifact:write",
+    answer=SignedAnswer,
+    errors=[409, 413],
+    extra=body_schema(PartAsked),
+)
+async def sign_part(
+    request: Request,
+    digest: OfBlob,
+    part: Annotated[int, Path(ge=0, lt=most("upload_parts"), description="From 0")],
+    context: Process,
+) -> Response:
+    """How to send a part with this SHA-256 to the bucket, past the server; asked again, it is renewed."""
+    asked = await read_body(request, PartAsked, most_bytes=4096)
+    parts = check_parts(Parts(digest, asked.size, asked.part_size))
+    parts.size_of(part)
+    signed = await context.blobs.sign_part(parts, part, asked.sha256) if isinstance(context.blobs, Direct) else None
+    if signed is None:
+        return Json({"url": None, "headers": {}, "expires_s": 0})
+    answer = Json({"url": signed.url, "headers": dict(signed.headers), "expires_s": signed.expires_s})
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
 
 
 @router.on("GET", "/uploads/{digest}", permission="artifact:read", answer=UploadAnswer)

@@ -1,0 +1,31 @@
+"""What a store can do whose bytes clients send and fetch by themselves."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from icecore_api.blobs.remote_signing import SignedRequest
+from icecore_api.blobs.remote_sources import Source
+from icecore_api.blobs.store import Parts
+
+
+@runtime_checkable
+class Direct(Protocol):
+    """A store in a bucket. Its signed requests are secrets for as long as they are valid: never in a log."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether clients send large blobs to the bucket by themselves."""
+        ...
+
+    async def sign_part(self, parts: Parts, part: int, sha256: str) -> SignedRequest | None:
+        """The request that brings a part with these bytes; None where it must come through the server.
+
+        Raises:
+            Invalid: there is no such part.
+        """
+        ...
+
+    async def source(self, digest: str, start: int, stop: int) -> Source | None:
+        """Where a range of a blob is to be fetched; None where it must come through the server."""
+        ...
