@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from icecore import manifest
 from icecore.errors import BlobsMissing, Invalid, NotFound, TooLarge
 from icecore.limits import most
-from icecore.manifest import Entry
+from icecore.manifest import Entry, Pinned
 from icecore_api.blobs.store import BlobStore
 
 SOURCES_MOST: Final = 100
@@ -23,7 +23,12 @@ _NAMED: Final = 100
 
 
 async def read_manifest(blobs: BlobStore, digest: str) -> dict[str, Entry]:
-    """The entries of a manifest that is a blob.
+    """The entries of a manifest that is a blob; raises as `read_whole`."""
+    return (await read_whole(blobs, digest))[0]
+
+
+async def read_whole(blobs: BlobStore, digest: str) -> tuple[dict[str, Entry], dict[str, Pinned]]:
+    """The entries of a manifest that is a blob, and the parts of a bundle.
 
     Raises:
         BlobsMissing: there is no such blob. Invalid: it is no manifest. TooLarge: it names too many files.
@@ -49,6 +54,8 @@ class Content(NamedTuple):
     """Bytes of those that are kept here."""
     references: list[str]
     """Where the others lie, as `sources` tells it."""
+    parts: dict[str, Pinned]
+    """Of a bundle: the versions it is made of."""
 
 
 async def check_manifest(blobs: BlobStore, digest: str) -> Content:
@@ -58,7 +65,7 @@ async def check_manifest(blobs: BlobStore, digest: str) -> Content:
         BlobsMissing: `missing` has the first digests of those that are not there.
         Invalid: a size is another one; or as `read_manifest`.
     """
-    entries = await read_manifest(blobs, digest)
+    entries, parts = await read_whole(blobs, digest)
     wanted = await asyncio.to_thread(manifest.blob_sizes, entries)
     found = await blobs.sizes(list(wanted))
     missing = [blob for blob in wanted if blob not in found]
@@ -73,7 +80,7 @@ async def check_manifest(blobs: BlobStore, digest: str) -> Content:
             raise Invalid(f"expected {size} bytes of {blob}, as the manifest says, got {found[blob]}", digest=blob)
     files = sum(not path.endswith("/") for path in entries)
     size = sum(entry.size or 0 for entry in entries.values() if entry.is_blob)
-    return Content(files, size, await asyncio.to_thread(sources, entries))
+    return Content(files, size, await asyncio.to_thread(sources, entries), parts)
 
 
 def sources(entries: Mapping[str, Entry]) -> list[str]:
@@ -104,7 +111,7 @@ def _folder(uri: str, slashes: int) -> str:
     return uri if uri.count("/") < slashes else "/".join(uri.split("/")[:slashes]) + "/"
 
 
-def _checked(data: bytes) -> dict[str, Entry]:
+def _checked(data: bytes) -> tuple[dict[str, Entry], dict[str, Pinned]]:
     entries, parts = manifest.decode_whole(data)
     if len(entries) > most("artifact_files"):
         raise TooLarge(
@@ -118,4 +125,4 @@ def _checked(data: bytes) -> dict[str, Entry]:
             "expected a manifest with sorted keys and without spaces: the same files give the same bytes",
             hint="docs/decisions/0008-artifacts.md has the form",
         )
-    return entries
+    return entries, parts
