@@ -18,9 +18,13 @@ from icecore_api.context import Context
 from icecore_api.deps import OfProject, OfRun
 from icecore_api.jobs import Job
 from icecore_api.models import Done
+from icecore_api.retention.clock import RetentionClock
+from icecore_api.retention.erasing import Eraser
+from icecore_api.retention.expiry import Expiry, last_ms
 from icecore_api.routes import (
     artifacts,
     blobs,
+    bundles,
     console,
     health,
     history,
@@ -29,9 +33,12 @@ from icecore_api.routes import (
     login,
     ops,
     projects,
+    registry,
+    retention,
     runs,
     scrubs,
     series,
+    storage,
 )
 from icecore_api.routing import Gate, Router, include
 from icecore_api.submit import Commands
@@ -56,9 +63,29 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.commands = Commands(context)
-    app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck", "scrub")}
+    clock = RetentionClock(context.clock_ms, last_ms(context))
+    app.state.eraser = Eraser(context, app.state.commands, clock)
+    app.state.expiry = Expiry(context, app.state.commands, clock)
+    app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck", "scrub", "gc")}
     install_errors(app)
-    routers = [projects, runs, series, history, console, log, ops, login, artifacts, blobs, lineage, scrubs]
+    routers = [
+        projects,
+        runs,
+        series,
+        history,
+        console,
+        log,
+        ops,
+        login,
+        artifacts,
+        bundles,
+        registry,
+        blobs,
+        lineage,
+        scrubs,
+        retention,
+        storage,
+    ]
     include(app, [module.router for module in routers], PREFIX)
     include(app, [health.router, _pages(app)], "")
     public = {"/healthz", "/readyz", "/metrics", "/openapi.json", f"{PREFIX}/login", *PAGES}

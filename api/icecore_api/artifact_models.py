@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from icecore_api.models import Answer
+from icecore_api.retention.models import TTL_MOST
 
 
 class VersionAnswer(Answer):
@@ -25,7 +26,9 @@ class VersionAnswer(Answer):
     metadata: dict[str, Any]
     tags: list[str]
     aliases: list[str]
-    state: Literal["committed", "deleted"]
+    sources: list[str] = Field(description="versions of other artifacts that were linked here")
+    parts: dict[str, str] = Field(description="of a bundle: the versions it pins, by folder")
+    state: Literal["committed", "deleted", "expired", "erased"]
     run: str | None = Field(description="the run that logged it first")
     user: str
     created_at: str | None
@@ -98,6 +101,7 @@ class Commit(_Command):
     aliases: list[str] = []
     tags: list[str] = []
     run: str = ""
+    ttl: int | None = Field(None, ge=0, le=TTL_MOST, description="how long it lives, in seconds; 0 for ever")
 
 
 class VersionPatch(_Command):

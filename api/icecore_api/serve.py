@@ -88,8 +88,9 @@ async def serve(settings: Settings) -> int:
         crashed_after_s=settings.crashed_after_s,
         metrics=metrics,
     )
+    app = create_app(context)
     config = uvicorn.Config(
-        create_app(context),
+        app,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -98,11 +99,13 @@ async def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=DRAIN_S,
     )
     quiet_uvicorn()
+    clockwork = asyncio.create_task(app.state.expiry.run())
     try:
         await Server(config).serve(sockets=[settings.listener or _own_socket(data)])
     finally:
         follower.cancel()
-        await asyncio.gather(follower, return_exceptions=True)
+        clockwork.cancel()
+        await asyncio.gather(follower, clockwork, return_exceptions=True)
         await asyncio.to_thread(folding.stop)
         blobs.close()
         await log.close()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from icecore.run import Run as Run
     from icecore.settings import Settings as Settings
     from icecore.summary import Summary as Summary
+    from icecore.util import ArtifactTTL as ArtifactTTL
 
     config: Config
     summary: Summary
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 _HOMES: Final = {
     "Api": "icecore.api",
     "Artifact": "icecore.artifact",
+    "ArtifactTTL": "icecore.util",
     "Config": "icecore.config",
     "IcecoreError": "icecore.errors",
     "Run": "icecore.run",
@@ -56,6 +58,7 @@ _HOMES: Final = {
 __all__ = [
     "Api",
     "Artifact",
+    "ArtifactTTL",
     "Config",
     "IcecoreError",
     "Run",
@@ -75,6 +78,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
+    if name == "util":
+        return importlib.import_module("icecore.util")
     if home is None:
         raise AttributeError(f"icecore has no {name!r}")
     return getattr(importlib.import_module(home), name)

@@ -96,6 +96,7 @@ class Artifact(Folder):
             "aliases": aliases,
             "tags": tags,
             "run": "/".join(run),
+            **self._ttl_words(),
         }
 
         def work(progress: Progress) -> None:
@@ -118,7 +119,7 @@ class Artifact(Folder):
         return draft
 
     def save(self) -> None:
-        """Send what was changed: aliases, description, metadata, tags; a draft is logged to the current run.
+        """Send what was changed: aliases, description, metadata, tags, ttl; a draft is logged to the current run.
 
         An alias that was taken off is taken away only if it still names this version.
 
@@ -133,6 +134,7 @@ class Artifact(Folder):
         doc, name, client = self._logged(), self._name(), self._here().client
         words = {"description": self.description, "metadata": check_metadata(self.metadata), "tags": self.tags}
         changes = {field: value for field, value in words.items() if value != (doc.get(field) or type(value)())}
+        self._save_ttl()
         before, wanted = list(doc.get("aliases") or ()), list(dict.fromkeys(self.aliases))
         for alias in wanted:
             if alias not in before:

@@ -9,6 +9,7 @@ import orjson
 
 from icecore import manifest
 from icecore.artifact_draft import Draft, plainly
+from icecore.artifact_life import Lived
 from icecore.artifact_names import Name
 from icecore.errors import UsageError
 from icecore.manifest import Entry
@@ -17,7 +18,7 @@ from icecore.pending import Pending
 PENDING: Final = "PENDING"
 
 
-class Facts(Draft):
+class Facts(Lived, Draft):
     """A draft, or a version as the server tells it."""
 
     description: str

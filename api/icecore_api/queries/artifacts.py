@@ -86,7 +86,7 @@ class Artifacts:
                 hint=f"there are {collection.versions} versions, and these aliases: {named}",
             )
         if version.deleted and not deleted:
-            raise NotFound(f"{path}:v{number} is deleted", hint="POST …/restore brings it back", deleted=True)
+            raise _hidden(version)
         return Found(collection, version)
 
     def with_digest(self, path: str, digest: str) -> Found:
@@ -211,12 +211,30 @@ def version_answer(found: Found) -> dict[str, Any]:
         "metadata": version.metadata,
         "tags": version.tags,
         "aliases": collection.named(version.number),
-        "state": "deleted" if version.deleted else "committed",
+        "sources": version.sources,
+        "parts": {part.key: part.name for part in version.parts},
+        "state": version.ended.how if version.ended else "deleted" if version.deleted else "committed",
         "run": version.run or None,
         "user": version.user,
         "created_at": iso(version.created_ts),
         "updated_at": iso(version.updated_ts),
     }
+
+
+def _hidden(version: Version) -> NotFound:
+    """The error for a version that is deleted: whether it can come back, and who erased its bytes."""
+    ended = version.ended
+    if ended is None or ended.how != "erased":
+        how = "deleted" if ended is None else ended.how
+        return NotFound(
+            f"{version.artifact}:v{version.number} is {how}", hint="POST …/restore brings it back", deleted=True
+        )
+    return NotFound(
+        f"{version.artifact}:v{version.number} is erased: {ended.user} erased its bytes at {iso(ended.ts)}",
+        hint="log the same files again to have it back",
+        deleted=True,
+        erased={"at": iso(ended.ts), "user": ended.user, "plan": ended.plan},
+    )
 
 
 def collection_answer(row: Collection) -> dict[str, Any]:

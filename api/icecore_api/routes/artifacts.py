@@ -171,24 +171,28 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
         raise Invalid("expected an artifact's type, got none", hint='say what it is: "model", "dataset", …')
     for alias in body.aliases:
         check_alias(alias)
-    _check_words(body.tags, body.metadata)
+    check_words(body.tags, body.metadata)
     if body.run:
         split_run_path(body.run)
-    content = await check_manifest(context.blobs, body.manifest)
-    event = ArtifactCommitted(
-        artifact=at.path,
-        type=body.type,
-        digest=body.manifest,
-        files=content.files,
-        size=content.size,
-        references=content.references,
-        description=body.description,
-        metadata=body.metadata,
-        aliases=body.aliases,
-        tags=body.tags,
-        run=body.run,
-    )
-    token = await _submit(request, event)
+    with request.app.state.eraser.committing(body.manifest):
+        content = await check_manifest(context.blobs, body.manifest)
+        if content.parts:
+            raise Invalid("expected the files of a version, got a bundle's parts", hint="POST bundles/… makes bundles")
+        event = ArtifactCommitted(
+            artifact=at.path,
+            type=body.type,
+            digest=body.manifest,
+            files=content.files,
+            size=content.size,
+            references=content.references,
+            description=body.description,
+            metadata=body.metadata,
+            aliases=body.aliases,
+            tags=body.tags,
+            run=body.run,
+            ttl=body.ttl,
+        )
+        token = await _submit(request, event)
     async with reading_now(context) as reading:
         found = await run_in_threadpool(Artifacts(reading.cursor).with_digest, at.path, body.manifest)
         return Json(version_answer(found), position=token)
@@ -205,7 +209,7 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
 async def patch_version(request: Request, at: OfArtifact, ref: Ref, context: Process) -> Response:
     """Change what people say about a version."""
     body = await read_body(request, VersionPatch)
-    _check_words(body.tags or [], body.metadata or {})
+    check_words(body.tags or [], body.metadata or {})
     number = await _number(context, at, ref)
     said = body.model_dump(exclude_none=True)
     event = ArtifactUpdated(artifact=at.path, version=number, **said)
@@ -324,7 +328,12 @@ def _numbered(version: str | None) -> int | None:
     return int(version[1:])
 
 
-def _check_words(tags: list[str], metadata: dict[str, Any]) -> None:
+def check_words(tags: list[str], metadata: dict[str, Any]) -> None:
+    """See that what people say of a version may be kept.
+
+    Raises:
+        Invalid: it is too much, or a tag cannot be one.
+    """
     if len(tags) > most("tags"):
         raise Invalid(f"expected at most {most('tags')} tags, got {len(tags)}", limit="tags", most=most("tags"))
     for tag in tags:

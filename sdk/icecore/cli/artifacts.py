@@ -9,6 +9,7 @@ import click
 from icecore.api import Api
 from icecore.artifact_names import Name, parse_name
 from icecore.cli.output import examples, json_option, print_json, shown, table, terminal
+from icecore.cli.retention import amount, delete, life_of, protect, restore, ttl
 from icecore.errors import NotFound, UsageError
 
 _AS_OF: Final = click.option("--as-of", default=None, metavar="TIME|POSITION", help="As it was at a moment.")
@@ -59,10 +60,12 @@ def show(name: str, as_of: str | None, as_json: bool) -> None:
     api = Api()
     at = _name(api, name)
     found = api.client.ask("GET", f"{at.route}/{_quoted(at.ref)}", query={"as_of": as_of})
+    standing = api.client.ask("GET", f"{at.route}/{found['version']}/retention", query={"as_of": as_of})
     if as_json:
-        print_json(found)
+        print_json({**found, "retention": standing})
         return
     rows = [[field, found[field]] for field in _SHOWN if found[field] not in (None, "", [], {})]
+    rows += [[field, text] for field, text in life_of(standing).items() if text]
     terminal().print(table([f"{found['path']}:{found['version']}", ""], rows))
 
 
@@ -106,7 +109,7 @@ def versions(name: str, filters: str | None, limit: int, as_of: str | None, as_j
             v["version"],
             ", ".join(v["aliases"]),
             v["files"],
-            _bytes(v["size"]),
+            amount(v["size"]),
             shown(v["metadata"])[:60],
             v["created_at"],
             v["user"],
@@ -152,6 +155,10 @@ def lineage(name: str, direction: str | None, depth: int, style: str, as_of: str
             terminal().print(tree)
     if graph["cut"]:
         click.echo("there is more; a smaller --depth shows a whole part", err=True)
+
+
+for _command in (ttl, protect, delete, restore):
+    artifact.add_command(_command)
 
 
 @click.group(epilog=examples("icecore alias move bert:production v5", "icecore alias history bert:production"))
@@ -242,11 +249,3 @@ def _quoted(text: str) -> str:
     from urllib.parse import quote
 
     return quote(text, safe="")
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
