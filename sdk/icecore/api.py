@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, overload
 from urllib.parse import quote, urljoin
 
 from icecore.api_artifacts import ArtifactQueries
+from icecore.api_lineage import LineageQueries, RunLineage
 from icecore.errors import NotFound, UsageError
 from icecore.http import JsonClient
 from icecore.readout import Row, finite_or_float, frame, stream_rows, thin, want_frame
@@ -25,7 +26,7 @@ ORDER_DEFAULT: Final = "+created_at"
 PROJECTS_NAMED: Final = 10
 
 
-class Api(ArtifactQueries):
+class Api(ArtifactQueries, LineageQueries):
     """A server's runs, as the caller may see them.
 
     Args:
@@ -102,8 +103,7 @@ class Api(ArtifactQueries):
         if not 1 <= len(parts) <= 3:
             raise UsageError(f"expected a run path entity/project/run_id, got {path!r}")
         entity, project = self._project_path("/".join(parts[:-1]) or None)
-        address = _address(entity, project, parts[-1])
-        return Run(self.client, self.client.ask("GET", address))
+        return Run(self.client, self.client.ask("GET", _address(entity, project, parts[-1])))
 
     def flush(self) -> None:
         """Nothing is kept between calls: here for scripts that call it."""
@@ -252,7 +252,7 @@ class Summary(dict[str, Any]):
         self._send()
 
 
-class Run:
+class Run(RunLineage):
     """A run as it was when it was read. Change fields, then `update()`."""
 
     name: str

@@ -63,6 +63,11 @@ class JsonClient:
         self._key = api_key
         self._pool: urllib3.PoolManager | None = None
 
+    @property
+    def key(self) -> str:
+        """The key that is sent; empty where none is."""
+        return self._key
+
     def ask(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
         """The JSON answer to a request below `/api/v1/`.
 

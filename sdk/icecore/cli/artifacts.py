@@ -8,6 +8,7 @@ import click
 
 from icecore.api import Api
 from icecore.artifact_names import Name, parse_name
+from icecore.cli.lineage import diff, impact, lineage
 from icecore.cli.output import examples, json_option, print_json, shown, table, terminal
 from icecore.cli.retention import amount, delete, life_of, protect, restore, ttl
 from icecore.errors import NotFound, UsageError
@@ -122,42 +123,7 @@ def versions(name: str, filters: str | None, limit: int, as_of: str | None, as_j
         click.echo("there are older ones; --limit shows more", err=True)
 
 
-@artifact.command(
-    epilog=examples(
-        "icecore artifact lineage bert:production", "icecore artifact lineage bert:v3 --up --depth 10 --format mermaid"
-    )
-)
-@click.argument("name", metavar=_NAME)
-@click.option("--up", "direction", flag_value="up", help="What it was made from.")
-@click.option("--down", "direction", flag_value="down", help="What was made from it.")
-@click.option(
-    "--depth", default=6, show_default=True, type=click.IntRange(0, 100), help="Steps from version to run or back."
-)
-@click.option("--format", "style", default="tree", show_default=True, type=click.Choice(["tree", "mermaid", "dot"]))
-@_AS_OF
-@json_option
-def lineage(name: str, direction: str | None, depth: int, style: str, as_of: str | None, as_json: bool) -> None:
-    """Show what a version was made from, and what was made from it."""
-    from icecore.cli.lineage import as_dot, as_mermaid, as_tree
-
-    api = Api()
-    at = _name(api, name)
-    query = {"direction": direction or "both", "depth": depth, "as_of": as_of}
-    graph = api.client.ask("GET", f"{at.route}/{_quoted(at.ref)}/lineage", query=query)
-    if as_json:
-        print_json(graph)
-    elif style == "mermaid":
-        click.echo(as_mermaid(graph))
-    elif style == "dot":
-        click.echo(as_dot(graph))
-    else:
-        for tree in as_tree(graph):
-            terminal().print(tree)
-    if graph["cut"]:
-        click.echo("there is more; a smaller --depth shows a whole part", err=True)
-
-
-for _command in (ttl, protect, delete, restore):
+for _command in (lineage, diff, impact, ttl, protect, delete, restore):
     artifact.add_command(_command)
 
 
