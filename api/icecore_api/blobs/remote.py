@@ -365,11 +365,16 @@ class RemoteBlobs:
 
 
 def _send(request: SignedRequest, content: bytes) -> int:
-    """Send a signed request as a client would; answers the status."""
+    """Send a signed request as a client would; answers the status.
+
+    Raises:
+        Unavailable: the bucket does not answer, or only that it cannot.
+    """
+    patience = urllib3.Retry(5, allowed_methods=None, status_forcelist=range(500, 600), backoff_factor=0.1)
     try:
-        with urllib3.PoolManager(retries=False, timeout=10.0) as web:
+        with urllib3.PoolManager(retries=patience, timeout=10.0) as web:
             return int(web.request("PUT", request.url, body=content, headers=dict(request.headers)).status)
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise Unavailable(
             f"expected the bucket to answer, got {type(error).__name__}", hint="look at the object store", retry_after=5
-        ) from error
+        ) from None  # the cause may have the signed address in it

@@ -20,6 +20,7 @@ PIECE_BYTES: Final = 8 << 20
 _AHEAD: Final = 3
 _URL: Final = re.compile(r"\bhttps?://\S+")
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 _RETRY_AFTER_S: Final = 5
 
 
@@ -67,13 +68,9 @@ class Objects:
         except (IcecoreError, exceptions.AlreadyExistsError):
             raise
         except FileNotFoundError as error:
-            if "NoSuchBucket" not in str(error) and "ContainerNotFound" not in str(error):
-                raise
-            raise BlobError(
-                f"expected the bucket of {self.name}, there is none",
-                hint="make it, or give the server's --blobs (ICECORE_BLOBS) the name of one that is there",
-                retry_after=_RETRY_AFTER_S,
-            ) from error
+            if any(word in str(error) for word in _NO_BUCKET):
+                raise self._no_bucket() from error
+            raise
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
             raise BlobError(
                 f"expected {self.name} to let this server {what}, it refuses",
@@ -81,11 +78,20 @@ class Objects:
                 retry_after=_RETRY_AFTER_S,
             ) from error
         except (exceptions.BaseError, OSError, ValueError) as error:
+            if any(word in str(error) for word in _NO_BUCKET):
+                raise self._no_bucket() from error
             raise Unavailable(
                 f"expected {self.name} to {what}, got {_short(error)}",
                 hint="look at the object store; what was acknowledged is safe, send the rest again",
                 retry_after=_RETRY_AFTER_S,
             ) from error
+
+    def _no_bucket(self) -> BlobError:
+        return BlobError(
+            f"expected the bucket of {self.name}, there is none",
+            hint="make it, or give the server's --blobs (ICECORE_BLOBS) the name of one that is there",
+            retry_after=_RETRY_AFTER_S,
+        )
 
     async def create(self, key: str, content: bytes | bytearray) -> bool:
         """Put an object that is not there yet; False where it is. Whole and durable, or not at all."""
