@@ -63,7 +63,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.commands = Commands(context)
-    clock = RetentionClock(context.clock_ms, last_ms(context))
+    clock = RetentionClock(context.clock_ms, partial(last_ms, context))
     app.state.eraser = Eraser(context, app.state.commands, clock)
     app.state.expiry = Expiry(context, app.state.commands, clock)
     app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck", "scrub", "gc")}

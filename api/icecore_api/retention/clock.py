@@ -29,29 +29,34 @@ class RetentionClock:
 
     Args:
         wall_ms: milliseconds since 1970 UTC.
-        last_ms: the time of the last record of the log; None where there is none.
+        last_ms: the time of the last record of the log; None where there is none. Asked at the first look.
         steady: a clock that nobody sets, in seconds.
     """
 
-    def __init__(self, wall_ms: Callable[[], int], last_ms: int | None, steady: Callable[[], float] = steady_s) -> None:
+    def __init__(
+        self, wall_ms: Callable[[], int], last_ms: Callable[[], int | None], steady: Callable[[], float] = steady_s
+    ) -> None:
         self._wall_ms = wall_ms
+        self._last_ms = last_ms
         self._steady = steady
-        self._ahead = self._offset()
-        late = last_ms is not None and wall_ms() - last_ms > GAP_S * 1000
-        self._believed_from = steady() + SETTLE_S if late else 0.0
+        self._ahead: float | None = None
+        self._believed_from = 0.0
 
     def now_ms(self) -> int | None:
         """Milliseconds since 1970 UTC; None where the clock is not believed."""
-        ahead = self._offset()
-        if ahead - self._ahead > TOLERANCE_S:
-            self._believed_from = self._steady() + SETTLE_S
+        now, steady = self._wall_ms(), self._steady()
+        ahead = now / 1000 - steady
+        if self._ahead is None:
+            last = self._last_ms()
+            jumped = last is not None and now - last > GAP_S * 1000
+        else:
+            jumped = ahead - self._ahead > TOLERANCE_S
+        if jumped:
+            self._believed_from = steady + SETTLE_S
         self._ahead = ahead
-        return self._wall_ms() if self._steady() >= self._believed_from else None
+        return now if steady >= self._believed_from else None
 
     @property
     def believed_in_s(self) -> float:
         """In how many seconds it will be believed, if it goes evenly."""
         return max(0.0, self._believed_from - self._steady())
-
-    def _offset(self) -> float:
-        return self._wall_ms() / 1000 - self._steady()
