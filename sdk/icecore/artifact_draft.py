@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from icecore import manifest
 from icecore.artifact_home import Home
+from icecore.collecting import collecting_later
 from icecore.errors import Invalid, UsageError
 from icecore.hashing import LocalFile, hash_files, scan
 from icecore.manifest import EMPTY_DIGEST, Entry, PathChecker
@@ -99,10 +100,10 @@ class Draft:
         if not Path(root).is_dir():
             raise UsageError(f"expected a folder, got {local_path}", hint="add_file adds single files")
         prefix = f"{name.strip('/')}/" if name and name.strip("/") else ""
-        found = scan(root)
-        files = hash_files([where for _, where in found.files], self._here().stats, root)
-        for (path, _), file in zip(found.files, files, strict=True):
-            self._add(prefix + path, file)
+        with collecting_later():
+            found = scan(root)
+            files = hash_files([where for _, where in found.files], self._here().stats, root)
+            plainly(self._add_all, prefix, zip(found.files, files, strict=True))
         for folder in found.empty_folders:
             self._put(f"{prefix}{folder}", Entry(EMPTY_DIGEST, 0), folder)
             self._sources[EMPTY_DIGEST] = Source(EMPTY_DIGEST, 0)
@@ -200,6 +201,21 @@ class Draft:
         self._put(path, entry, file.path)
         self._sources[file.digest] = Source(file.digest, file.stamp.size, file)
         return entry
+
+    def _add_all(self, prefix: str, files: Iterable[tuple[tuple[str, str], LocalFile]]) -> None:
+        """As `_add` of each ((path, where), file): there may be a million."""
+        self._open_to_changes()
+        entries, origins, sources, check = self._listed(), self._origins, self._sources, self._checker.check
+        for (inside, _), file in files:
+            where, stamp, digest = file
+            path = prefix + inside
+            if path in entries or not path.isascii():
+                self._add(path, file)
+                continue
+            check(path)
+            entries[path] = Entry(digest, stamp[0])
+            origins[path] = where
+            sources[digest] = Source(digest, stamp[0], file)
 
     def _put(self, path: str, entry: Entry, origin: str) -> None:
         """Note an entry. Two files that would lie at one path are an error, the same one again is not."""

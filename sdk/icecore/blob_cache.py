@@ -1,10 +1,11 @@
-# ruff: noqa: PTH103, PTH104, PTH108, PTH120 - a Path for each of 100,000 files costs more than the file
+# ruff: noqa: PTH103, PTH104, PTH108, PTH119, PTH120 - a Path for each of 100,000 files costs more than the file
 """Files of artifacts kept on this machine by content, so that the next download needs no network.
 
-Shared by processes: a file appears by rename, whole, and is read-only. It is checked whenever it is used, as disks
-and people change files. What was not used for longest goes when the cache is over its size. Files are handed out as
-copies (or reflinks, which cost nothing until they are changed), never as hard links: who may write to the file that
-was downloaded could write through a link.
+Shared by processes: a file appears by rename, whole, and is read-only. Small ones lie together in packs. All bytes
+that are taken from here are hashed while they are copied, and given out only as what their digest says: neither a
+file's time nor its size would tell of a flipped bit. What was not used for longest goes when the cache is over its
+size. Files are handed out as copies (or reflinks, which cost nothing until they are changed), never as hard links: who
+may write to the file that was downloaded could write through a link.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from icecore.blob_packs import BlobPacks
 
 _USED_S: Final = 3600
 """A use is noted in the file's time when the last note is older."""
 _TRIM_TO: Final = 0.9
+_PACK: Final = ".pack"
 _STALE_S: Final = 7 * 86400
 """How long the beginning of a file waits for its download to go on."""
 
@@ -30,8 +34,13 @@ class CacheStat(NamedTuple):
     """What the cache holds."""
 
     files: int
+    """Files of artifacts, of which many may lie in one pack."""
     bytes: int
     most: int
+    hits: int = 0
+    """Files that downloads took from here."""
+    misses: int = 0
+    """Files that downloads had to fetch."""
 
 
 class BlobCache:
@@ -45,8 +54,11 @@ class BlobCache:
     def __init__(self, folder: Path, most: int) -> None:
         self.folder = folder
         self.most = most
+        self.packs = BlobPacks(folder)
         self._lock = threading.Lock()
         self._added = 0
+        self._hits = 0
+        self._misses = 0
         self._made: set[str] = set()
         self._number = 0
         self._mark = uuid.uuid4().hex[:12]
@@ -114,6 +126,17 @@ class BlobCache:
         self._count(size)
         return True
 
+    def add_small(self, blobs: Sequence[tuple[str, bytes]]) -> None:
+        """Keep small blobs that were checked, together."""
+        if blobs and self.takes(sum(len(data) for _, data in blobs)):
+            self._count(self.packs.add(blobs))
+
+    def used(self, hits: int, misses: int) -> None:
+        """So many files were here, so many were not."""
+        with self._lock:
+            self._hits += hits
+            self._misses += misses
+
     def partial(self, digest: str) -> Path:
         """Where the beginning of a large blob waits for the rest."""
         folder = self.folder / "partial"
@@ -135,19 +158,20 @@ class BlobCache:
     # ---- the size of it all
 
     def settle(self) -> None:
-        """Note what was added since, and make room where it is due. Call it at the end of a download."""
+        """Note what was added and used since, and make room where it is due. Call it at the end of a download."""
         with self._lock:
             added, self._added = self._added, 0
-        if not added:
+            hits, self._hits = self._hits, 0
+            misses, self._misses = self._misses, 0
+        if not (added or hits or misses) or not self.most:
             return
         with contextlib.suppress(OSError), self._locked() as descriptor:
-            noted = os.pread(descriptor, 32, 0).strip()
-            total = added + (int(noted) if noted.isdigit() else 0)
+            noted = _Noted.read(descriptor)
+            total = added + noted.added
             if total * 50 >= self.most:
                 self._trim()
                 total = 0
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d" % total, 0)
+            _Noted(total, noted.hits + hits, noted.misses + misses).write(descriptor)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
@@ -164,37 +188,86 @@ class BlobCache:
         total = sum(size for _, size, _ in files)
         if total <= self.most:
             return
+        packs: dict[str, str] = {}
         for _, size, path in files:
             if total <= self.most * _TRIM_TO:
                 break
+            if path.endswith(_PACK):
+                packs[os.path.basename(path)] = path
+                total -= size
+                continue
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 total -= size
+        self.packs.remove(packs)
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """(last used, bytes, path) of all files; beginnings that nobody came back for are deleted."""
-        for home, _, names in os.walk(self.folder / "blobs"):
+        packed: tuple[tuple[str, list[str], list[str]]] = (
+            (str(self.packs.folder), [], [n for n in _names(self.packs.folder) if n.endswith(_PACK)]),
+        )
+        for home, _, names in (*os.walk(self.folder / "blobs"), *packed):
             for name in names:
                 with contextlib.suppress(OSError):
                     stat = os.lstat(f"{home}/{name}")
                     yield stat.st_mtime, stat.st_size, f"{home}/{name}"
         with contextlib.suppress(OSError):
-            for found in [*(self.folder / "partial").glob("*"), *(self.folder / "drafts").glob("*")]:
+            drafts = (*(self.folder / "drafts").glob("*"), *self.packs.folder.glob("*.draft"))
+            for found in (*(self.folder / "partial").glob("*"), *drafts):
                 if time.time() - found.lstat().st_mtime > _STALE_S:
                     found.unlink()
 
     def stat(self) -> CacheStat:
         """What it holds now."""
-        sizes = [size for _, size, _ in self._files()]
-        return CacheStat(len(sizes), sum(sizes), self.most)
+        found = [(size, path.endswith(_PACK)) for _, size, path in self._files()]
+        alone = sum(not packed for _, packed in found)
+        noted = _Noted(0, 0, 0)
+        with contextlib.suppress(OSError), (self.folder / "added").open("rb") as file:
+            noted = _Noted.read(file.fileno())
+        size = sum(size for size, _ in found)
+        return CacheStat(alone + self.packs.count(), size, self.most, noted.hits, noted.misses)
 
     def clear(self) -> CacheStat:
         """Delete everything; what it held. Downloads under way by others fetch again what they miss."""
         before = self.stat()
-        for _, _, path in self._files():
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        if not self.folder.is_dir():
+            return before
+        with self._locked() as descriptor:
+            packs = {}
+            for _, _, path in self._files():
+                if path.endswith(_PACK):
+                    packs[os.path.basename(path)] = path
+                    continue
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            self.packs.remove(packs)
+            _Noted(0, 0, 0).write(descriptor)
         return before
+
+
+class _Noted(NamedTuple):
+    """What processes tell each other in a file: bytes added since the last look at the size, and uses."""
+
+    added: int
+    hits: int
+    misses: int
+
+    @classmethod
+    def read(cls, descriptor: int) -> _Noted:
+        words = os.pread(descriptor, 64, 0).split()
+        numbers = [int(word) for word in words if word.isdigit()]
+        return cls(*[*numbers, 0, 0, 0][:3])
+
+    def write(self, descriptor: int) -> None:
+        data = b"%d %d %d" % self
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, data, 0)
+
+
+def _names(folder: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)  # noqa: PTH208 - as above
+    return []
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Self
 
 from icecore import manifest
 from icecore.blob_cache import BlobCache
+from icecore.collecting import collecting_later
 from icecore.errors import Invalid, ServerFailed, ServerUnreachable, UsageError
 from icecore.hashing import hash_descriptor, hash_files
 from icecore.manifest import Entry
@@ -71,7 +72,7 @@ class Downloader:
         target = Target(root)
         target.check(entries.keys())
         absent = self._absent(root, entries)
-        with target:
+        with target, collecting_later():
             for folder in by_folder([path for path in absent if path.endswith("/")]):
                 with target.folder(folder):
                     pass
@@ -83,10 +84,11 @@ class Downloader:
         there = {}
         if root.is_dir():
             for path, entry in entries.items():
-                with contextlib.suppress(OSError):
-                    size = (root / path).lstat().st_size
-                    if not path.endswith("/") and entry.digest and size == (size if entry.size is None else entry.size):
-                        there[path] = str(root / path)
+                if entry.digest and path[-1:] != "/":
+                    with contextlib.suppress(OSError):
+                        size = os.lstat(f"{root}/{path}").st_size
+                        if size == (size if entry.size is None else entry.size):
+                            there[path] = f"{root}/{path}"
         found = hash_files(list(there.values()), self.stats, str(root)) if there else []
         right = {path for path, file in zip(there, found, strict=True) if file.digest == entries[path].digest}
         return [path for path in sorted(entries) if path not in right]
@@ -95,13 +97,17 @@ class Downloader:
         wanted: dict[str, Wanted] = {}
         references = []
         for path, entry in entries.items():
-            if entry.is_blob:
-                wanted.setdefault(entry.digest, Wanted(entry.digest, entry.size or 0, [])).paths.append(path)
-            else:
+            if not entry.is_blob:
                 references.append(path)
+            elif (known := wanted.get(entry.digest)) is None:
+                wanted[entry.digest] = Wanted(entry.digest, entry.size or 0, [path])
+            else:
+                known.paths.append(path)
         self.progress.expect(sum(one.size for one in wanted.values()))
-        parallel(lambda batch: self._batch(target, batch), _batches(wanted.values()))
-        for one in wanted.values():
+        absent = self._packed(target, wanted)
+        self.cache.used(len(wanted) - len(absent), 0)
+        parallel(lambda batch: self._batch(target, batch), _batches(absent))
+        for one in absent:
             if one.size > PART_BYTES:
                 self._large(target, one)
         for path in references:
@@ -112,18 +118,43 @@ class Downloader:
 
     # ---- small and middling blobs
 
+    def _packed(self, target: Target, wanted: Mapping[str, Wanted]) -> list[Wanted]:
+        """Put small files that the cache has into the target; the wanted ones that are left.
+
+        In one thread: what takes time is calls that are too short to gain by another one.
+        """
+        left = dict(wanted)
+        damaged = []
+        found = self.cache.packs.find([one.digest for one in wanted.values() if one.size <= PACKED_MOST])
+        with _Placer(target) as placer:
+            for pack, places in found.items():
+                for place, data in self.cache.packs.read(pack, places):
+                    if hashlib.sha256(data).hexdigest() != place.digest:
+                        damaged.append(place.digest)
+                    elif place.digest in left:
+                        self._placed(placer, left.pop(place.digest), data)
+        if damaged:
+            self.cache.packs.drop(damaged)
+        return list(left.values())
+
     def _batch(self, target: Target, batch: Sequence[Wanted]) -> None:
         absent = {}
         with _Placer(target) as placer:
             for one in batch:
-                data = self._cached(one.digest)
+                data = self._cached(one.digest) if one.size > PACKED_MOST else None
                 if data is None or len(data) != one.size:
                     absent[one.digest] = one
                 else:
                     self._placed(placer, one, data)
+            self.cache.used(len(batch) - len(absent), len(absent))
+            small = []
             for digest, data in self._fetched(absent):
-                self.cache.add(digest, data)
+                if len(data) > PACKED_MOST:
+                    self.cache.add(digest, data)
+                else:
+                    small.append((digest, data))
                 self._placed(placer, absent[digest], data)
+            self.cache.add_small(small)
 
     def _placed(self, placer: _Placer, one: Wanted, data: bytes) -> None:
         for path in one.paths:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import threading
 import unicodedata
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from icecore.errors import UsageError
-from icecore.stat_cache import Known, Stamp, StatCache
+from icecore.stat_cache import Known, Stamp, StatCache, inode_of
 from icecore.target import STAGING
 from icecore.transfer import parallel
 
@@ -137,33 +136,48 @@ def hash_files(paths: Sequence[str], cache: StatCache, folder: str) -> list[Loca
         UsageError: something is no file, cannot be read, or changes meanwhile.
     """
     known = cache.below(folder)
-    batches = [(start, paths[start : start + _BATCH]) for start in range(0, len(paths), _BATCH)]
-    done: list[list[LocalFile]] = [[]] * len(batches)
-    fresh: list[tuple[str, Stamp, str]] = []
-    lock = threading.Lock()
+    files: list[LocalFile | None] = []
+    changed: list[int] = []
+    for path in paths:  # in one thread: these calls are too short to gain by another one
+        row = known.get(path)
+        file = None if row is None else _unchanged(path, row)
+        if file is None:
+            changed.append(len(files))
+        files.append(file)
+    known.clear()
+    fresh: list[LocalFile] = []
 
-    def work(batch: tuple[int, Sequence[str]]) -> None:
-        start, some = batch
-        files = [_look(path, known.get(path)) for path in some]
-        done[start // _BATCH] = [file for file, _ in files]
-        with lock:
-            fresh.extend((file.path, file.stamp, file.digest) for file, read in files if read)
+    def work(batch: Sequence[int]) -> None:
+        for number in batch:
+            files[number] = file = _hashed(paths[number])
+            fresh.append(file)
 
-    parallel(work, batches, _HASHERS)
+    parallel(work, (changed[start : start + _BATCH] for start in range(0, len(changed), _BATCH)), _HASHERS)
     cache.remember(fresh)
-    return [file for some in done for file in some]
+    return cast("list[LocalFile]", files)
 
 
-def _look(path: str, known: Known | None) -> tuple[LocalFile, bool]:
-    """A file's digest, and whether it had to be read."""
+def _unchanged(path: str, row: Known) -> LocalFile | None:
+    """A file that is as it was when it was hashed; None where it is not."""
     try:
-        if known is not None:
-            stamp = Stamp.of(os.stat(path))
-            if stamp == known[1:5]:
-                return LocalFile(path, stamp, known[5].hex()), False
-        return LocalFile(path, *hash_file(path)), True
+        found = os.stat(path)
     except OSError as error:
-        raise UsageError(f"expected a file that can be read at {path}, got: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+    _, size, mtime, ctime, inode, digest = row
+    if (found.st_mtime_ns, found.st_size, found.st_ctime_ns) != (mtime, size, ctime):
+        return None
+    return LocalFile(path, Stamp(size, mtime, ctime, inode), digest.hex()) if inode_of(found) == inode else None
+
+
+def _hashed(path: str) -> LocalFile:
+    try:
+        return LocalFile(path, *hash_file(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> UsageError:
+    return UsageError(f"expected a file that can be read at {path}, got: {error.strerror}")
 
 
 def hash_file(path: str) -> tuple[Stamp, str]:

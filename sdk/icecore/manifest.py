@@ -23,6 +23,9 @@ PATH_BYTES_MOST: Final = 3072
 """Bytes in UTF-8 of a whole path: below Linux's 4096, with room for the folder it is put into."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
+_PLAIN_FILE: Final = re.compile(
+    r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z))[a-z0-9_-][a-z0-9_.-]{0,199}", re.IGNORECASE | re.ASCII
+)
 _FORBIDDEN: Final = re.compile(r"[\\/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _RESERVED: Final = frozenset(
@@ -71,6 +74,10 @@ class PathChecker:
         Raises:
             Invalid: a file of that name could lie outside of the folder it is put into, or nowhere on some systems.
         """
+        folder, slash, name = path.rpartition("/")
+        plain = _PLAIN_FILE.fullmatch(name) and len(path) <= PATH_BYTES_MOST and path.isascii()
+        if plain and folder in self._good and (folder or not slash):
+            return path  # as nearly all are
         whole = path.removesuffix("/")
         folder, _, name = whole.rpartition("/")
         if folder not in self._good or (not folder and whole.startswith("/")):
@@ -244,6 +251,11 @@ def _pinned(key: str, told: Any) -> Pinned:
 
 
 def _entry(path: str, told: Any) -> Entry:
+    if type(told) is dict and len(told) == 2:  # as nearly all are
+        digest, size = told.get("digest"), told.get("size")
+        sized = type(size) is int and 0 <= size < 1 << 63
+        if sized and type(digest) is str and _DIGEST.fullmatch(digest) and path[-1:] != "/":
+            return Entry(digest, size)
     if not isinstance(told, dict) or not told.keys() <= _KEYS:
         raise Invalid(f"expected an entry with digest, size and ref, got {str(told)[:120]} for {path!r}")
     digest, size, ref = told.get("digest"), told.get("size"), told.get("ref")

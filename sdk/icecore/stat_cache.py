@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -18,6 +19,7 @@ from typing import Final, NamedTuple
 SETTLED_NS: Final = 2_000_000_000
 """How long a file must have been left alone: the coarsest clock of the file systems in use."""
 ROWS_MOST: Final = 5_000_000
+_NAMES: Final = sys.getfilesystemencoding()
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS files (
@@ -37,7 +39,12 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, stat: os.stat_result) -> Stamp:
         """From what the system says of a file."""
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & ((1 << 63) - 1))
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, inode_of(stat))
+
+
+def inode_of(stat: os.stat_result) -> int:
+    """A file's inode, as SQLite can keep it."""
+    return stat.st_ino & ((1 << 63) - 1)
 
 
 Known = tuple[bytes, int, int, int, int, bytes]
@@ -60,7 +67,7 @@ class StatCache:
                 rows = db.execute(query, (first, base, base[:-1] + b"0")).fetchall()
         except (sqlite3.Error, OSError):
             return {}  # a cache never fails its user
-        return {os.fsdecode(row[0]): row for row in rows}
+        return {str(row[0], _NAMES, "surrogateescape"): row for row in rows}
 
     def remember(self, found: Iterable[tuple[str, Stamp, str]]) -> None:
         """Keep the digests of files, as (absolute path, stamp, digest)."""

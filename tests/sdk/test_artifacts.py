@@ -177,9 +177,13 @@ def test_the_next_download_needs_no_network(run: Run, artifacts: ArtifactServer)
     assert artifacts.asked == []
 
     damaged = artifact.get_entry("3.bin").digest
-    kept = artifact._here().downloader().cache.path(damaged)
-    Path(kept).chmod(0o600)
-    Path(kept).write_bytes(b"x" * 1000)
+    packs = artifact._here().downloader().cache.packs
+    ((pack, (place,)),) = packs.find([damaged]).items()
+    kept = packs.folder / pack
+    kept.chmod(0o600)
+    with kept.open("r+b") as file:
+        file.seek(place.offset + 500)
+        file.write(bytes([files["3.bin"][500] ^ 1]))
     assert tree(artifact.download("three")) == files
     assert artifacts.count(f"GET blobs/{damaged}") == 1
 
