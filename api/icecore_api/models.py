@@ -227,7 +227,7 @@ class Status(BaseModel):
 class Job(Answer):
     """A long operation."""
 
-    name: Literal["rebuild", "fsck", "scrub"]
+    name: Literal["rebuild", "fsck", "scrub", "gc"]
     state: Literal["none", "running", "done", "failed"]
     started_ts: int | None
     finished_ts: int | None
