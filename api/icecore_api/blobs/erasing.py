@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,9 +45,13 @@ class Packs:
 
     def reclaimable(self, digests: Collection[str]) -> int:
         """By how many bytes the packs become smaller without these blobs."""
+        return self.without(self.by_pack(digests))
+
+    def without(self, free: Mapping[str, Collection[bytes]]) -> int:
+        """By how many bytes packs become smaller without some of what is in them."""
         return sum(
             size - _size_of([entry for entry in self._index.of_pack(pack) if entry.digest not in gone])
-            for pack, gone in self.by_pack(digests).items()
+            for pack, gone in free.items()
             if (size := self._size(pack))
         )
 
@@ -95,12 +99,12 @@ class Packs:
         with self._draft() as draft, (self.folder / pack).open("rb") as file:
             draft.write([MAGIC])
             for entry in stay:
-                draft.write([frame_head(entry.digest, entry.size)])
+                draft.write([frame_head(entry.digest, entry.size, entry.kind)])
                 for first in range(0, entry.size, _COPIED_AT_ONCE):
                     size = min(_COPIED_AT_ONCE, entry.size - first)
                     got = os.pread(file.fileno(), size, entry.offset + first)
                     draft.write([got.ljust(size, b"\0")])  # where the old file was cut, what is cut off stays damaged
-                moved.append(Entry(entry.digest, at + HEAD.size, entry.size))
+                moved.append(Entry(entry.digest, at + HEAD.size, entry.size, entry.kind))
                 at += HEAD.size + entry.size
             return self.seal(draft, moved), moved
 
@@ -122,15 +126,25 @@ class Packs:
         for pack in self._index.doomed():
             self._remove(pack)
             self._index.freed(pack)
-        for pack in self._index.new:
-            entries = self._index.of_pack(pack)
-            if self._size(pack) == _size_of(entries) or not has_table(self.folder / pack):
-                continue
-            by, moved = self._written_again(pack, entries)
-            self._index.replace(pack, by, moved, [], math.inf)
-            self._remove(pack)
-            self._index.freed(pack)
+        lost = self._index.lost()  # while anything is, it may come back, and then needs what nothing else does
+        for pack in self._index.new if not lost else ():
+            if has_table(self.folder / pack):
+                self.compact(pack)
         self._index.new.clear()
+        for pack in self._index.shrinking():
+            self.compact(pack)
+
+    def compact(self, pack: str) -> int:
+        """Write a pack again where it holds what is not needed. Answers the bytes that are free now."""
+        entries, before = self._index.of_pack(pack), self._size(pack)
+        if not before or before == _size_of(entries):
+            self._index.shrunk(pack)
+            return 0
+        by, moved = self._written_again(pack, entries)
+        self._index.replace(pack, by, moved, [], math.inf)
+        self._remove(pack)
+        self._index.freed(pack)
+        return before - _size_of(moved)
 
 
 def _size_of(entries: Sequence[Entry]) -> int:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from icecore_api.blobs.packs import Entry, read_entries
+from icecore_api.blobs.chunk_rows import SCHEMA, STILL_LOST, ChunkRows
+from icecore_api.blobs.packs import BLOB, CHUNK, HEAD, RECIPE, ZSTD, Entry, read_entries
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -28,7 +29,7 @@ CREATE TABLE IF NOT EXISTS lost (digest BLOB PRIMARY KEY, size INTEGER NOT NULL,
 CREATE TABLE IF NOT EXISTS hurt (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS closed (well INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS doomed (name TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
+"""  # and those of `chunk_rows`
 _VERSION: Final = 2
 TOUCHES_KEPT_S: Final = 3600.0
 """A blob's touch is written when the one that is written is older; until then it is remembered. A blob that a killed
@@ -68,6 +69,7 @@ class Index:
         self._writer = self._open(path)
         self._reader = self._writer if path is None else _connect(path)
         self._touches: dict[bytes, float] = {}
+        self.chunks = ChunkRows(packs, self._reads, self._writes)
         if path is None:
             self._reading = self._writing
         else:
@@ -82,6 +84,18 @@ class Index:
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         return _made(_connect(path))
+
+    @contextlib.contextmanager
+    def _reads(self) -> Iterator[sqlite3.Connection]:
+        with self._reading:
+            yield self._reader
+
+    @contextlib.contextmanager
+    def _writes(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, in which every touch is written."""
+        with self._writing, _transaction(self._writer):
+            self._keep_touches()
+            yield self._writer
 
     def close(self) -> None:
         """Close the file."""
@@ -115,23 +129,31 @@ class Index:
         for first in range(0, len(digests), _AT_ONCE):
             some = [bytes.fromhex(digest) for digest in digests[first : first + _AT_ONCE]]
             marks = ",".join("?" * len(some))
-            query = f"SELECT digest, size, touched FROM blobs WHERE digest IN ({marks})"  # noqa: S608 - as above
+            query = (
+                f"SELECT digest, size, touched FROM blobs WHERE digest IN ({marks}) UNION ALL "  # noqa: S608 - as above
+                f"SELECT digest, size, touched FROM chunked WHERE digest IN ({marks})"
+            )
             with self._writing:
-                rows = self._writer.execute(query, some).fetchall()
+                rows = self._writer.execute(query, [*some, *some]).fetchall()
                 late = [(now, digest) for digest, _, touched in rows if touched < now - TOUCHES_KEPT_S]
                 self._touches.update((digest, now) for digest, _, touched in rows if touched >= now - TOUCHES_KEPT_S)
                 if late or len(self._touches) > _TOUCHES_AT_MOST:
                     with _transaction(self._writer):
-                        self._writer.executemany("UPDATE blobs SET touched = ? WHERE digest = ?", late)
+                        self._touches.update((digest, now) for now, digest in late)
                         self._keep_touches()
             found.update({digest.hex(): size for digest, size, _ in rows})
         return found
 
     def _keep_touches(self) -> None:
         """Write the touches that are only remembered; in a transaction."""
-        rows = ((now, digest) for digest, now in self._touches.items())
+        rows = [(now, digest) for digest, now in self._touches.items()]
         self._writer.executemany("UPDATE blobs SET touched = max(touched, ?) WHERE digest = ?", rows)
+        if self._has_chunks():
+            self._writer.executemany("UPDATE chunked SET touched = max(touched, ?) WHERE digest = ?", rows)
         self._touches.clear()
+
+    def _has_chunks(self) -> bool:
+        return self._writer.execute("SELECT 1 FROM chunked LIMIT 1").fetchone() is not None
 
     def keep_touches(self) -> None:
         """Let every touch be written."""
@@ -158,8 +180,7 @@ class Index:
         Returns:
             Whether it was.
         """
-        with self._writing, _transaction(self._writer):
-            self._keep_touches()
+        with self._writes():
             for digest in gone:
                 query = "SELECT 1 FROM blobs WHERE digest = ? AND touched >= ?"
                 if self._writer.execute(query, (digest, not_touched_since)).fetchone():
@@ -169,8 +190,11 @@ class Index:
                 (number,) = self._writer.execute(
                     "INSERT INTO packs (name) VALUES (?) ON CONFLICT DO UPDATE SET name = name RETURNING id", (by,)
                 ).fetchone()
-                rows = ((number, entry.offset, entry.digest) for entry in moved)
-                self._writer.executemany("UPDATE blobs SET pack = ?, offset = ? WHERE digest = ?", rows)
+                for kind, table in ((BLOB, "blobs"), (CHUNK, "chunks"), (ZSTD, "chunks"), (RECIPE, "chunked")):
+                    rows = [(number, entry.offset, entry.digest) for entry in moved if entry.kind == kind]
+                    query = f"UPDATE {table} SET pack = ?, offset = ? WHERE digest = ?"  # noqa: S608 - ours
+                    self._writer.executemany(query, rows)
+            self._writer.execute("DELETE FROM shrinking WHERE name = ?", (pack,))
             self._writer.execute("DELETE FROM packs WHERE name = ?", (pack,))
             self._writer.execute("INSERT OR IGNORE INTO doomed VALUES (?)", (pack,))
         return True
@@ -196,6 +220,16 @@ class Index:
         with self._writing:
             return [name for (name,) in self._writer.execute("SELECT name FROM doomed").fetchall()]
 
+    def shrinking(self) -> list[str]:
+        """Packs that hold what is not needed any more."""
+        with self._writing:
+            return [name for (name,) in self._writer.execute("SELECT name FROM shrinking").fetchall()]
+
+    def shrunk(self, pack: str) -> None:
+        """A pack holds nothing that is not needed."""
+        with self._writing:
+            self._writer.execute("DELETE FROM shrinking WHERE name = ?", (pack,))
+
     def freed(self, pack: str) -> None:
         """The file of a doomed pack has gone."""
         with self._writing:
@@ -208,12 +242,16 @@ class Index:
         with self._reading:
             return dict(self._reader.execute(query, (pack,)).fetchall())
 
-    def each(self) -> Iterator[list[tuple[bytes, int, float]]]:
-        """Digest, size and time of last touch of every packed blob, some at a time."""
+    def each(self) -> Iterator[list[tuple[bytes, int, int, float]]]:
+        """Digest, size, bytes that hold it, and time of last touch of every blob in packs, some at a time."""
         self.keep_touches()
+        yield from self._each(f"SELECT digest, size, size + {2 * HEAD.size}, touched FROM blobs")  # noqa: S608 - a number
+        yield from self._each("SELECT digest, size, held, touched FROM chunked")
+
+    def _each(self, of: str) -> Iterator[list[tuple[bytes, int, int, float]]]:
         after = b""
         while True:
-            query = "SELECT digest, size, touched FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
+            query = f"{of} WHERE digest > ? ORDER BY digest LIMIT ?"
             with self._reading:
                 rows = self._reader.execute(query, (after, _AT_ONCE)).fetchall()
             if not rows:
@@ -227,11 +265,13 @@ class Index:
             return [name for (name,) in self._reader.execute("SELECT name FROM packs ORDER BY id").fetchall()]
 
     def of_pack(self, pack: str) -> list[Entry]:
-        """What lies in a pack, in its order."""
+        """What lies in a pack and is needed, in its order."""
         with self._reading:
             rows = self._reader.execute(
-                "SELECT b.digest, b.offset, b.size FROM blobs b JOIN packs p ON p.id = b.pack "
-                "WHERE p.name = ? ORDER BY b.offset",
+                "WITH p AS (SELECT id FROM packs WHERE name = ?) "  # noqa: S608 - numbers only
+                f"SELECT digest, offset, size, {BLOB} FROM blobs WHERE pack IN p UNION ALL "
+                "SELECT digest, offset, size, kind FROM chunks WHERE pack IN p UNION ALL "
+                f"SELECT digest, offset, stored, {RECIPE} FROM chunked WHERE pack IN p ORDER BY offset",
                 (pack,),
             ).fetchall()
         return [Entry(*row) for row in rows]
@@ -240,20 +280,29 @@ class Index:
         """Digest, size and pack of blobs whose pack has gone, and which did not come again since."""
         with self._reading:
             rows = self._reader.execute(
-                "SELECT digest, size, pack FROM lost WHERE digest NOT IN (SELECT digest FROM blobs) ORDER BY digest"
+                f"SELECT digest, size, pack FROM lost WHERE {STILL_LOST} ORDER BY digest"  # noqa: S608 - ours
             ).fetchall()
         return [(digest.hex(), size, pack) for digest, size, pack in rows]
 
     def total(self) -> tuple[int, int]:
-        """How many blobs are packed, and their bytes."""
+        """How many blobs are in packs, and their bytes."""
+        query = "SELECT size FROM blobs UNION ALL SELECT size FROM chunked"
         with self._reading:
-            (row,) = self._reader.execute("SELECT count(*), coalesce(sum(size), 0) FROM blobs").fetchall()
+            (row,) = self._reader.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM ({query})").fetchall()  # noqa: S608 - ours
         return row[0], row[1]
+
+    def stored(self) -> int:
+        """Bytes of everything that lies in packs, as it lies there."""
+        query = "SELECT size FROM blobs UNION ALL SELECT size FROM chunks UNION ALL SELECT stored FROM chunked"
+        with self._reading:
+            (row,) = self._reader.execute(f"SELECT coalesce(sum(size), 0) FROM ({query})").fetchall()  # noqa: S608 - ours
+        return int(row[0])
 
     def remake(self) -> None:
         """Forget every row, and read all packs again."""
         with self._writing, _transaction(self._writer):
-            self._writer.execute("DELETE FROM blobs")
+            for table in ("blobs", "chunks", "chunked"):
+                self._writer.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
             self._writer.execute("DELETE FROM packs")
         self._catch_up()
 
@@ -262,8 +311,11 @@ class Index:
         now = time.time()
         with _transaction(self._writer):
             if not self._writer.execute("DELETE FROM closed RETURNING well").fetchall():
-                self._writer.execute("UPDATE blobs SET touched = min(touched + ?, ?)", (TOUCHES_KEPT_S, now))
-            self._writer.execute("UPDATE blobs SET touched = ? WHERE touched > ?", (now, now))  # the clock went back
+                for table in ("blobs", "chunked"):
+                    query = f"UPDATE {table} SET touched = min(touched + ?, ?)"  # noqa: S608 - ours
+                    self._writer.execute(query, (TOUCHES_KEPT_S, now))
+            for table in ("blobs", "chunked"):  # where the clock went back
+                self._writer.execute(f"UPDATE {table} SET touched = ? WHERE touched > ?", (now, now))  # noqa: S608 - ours
 
     def _catch_up(self) -> None:
         """Take packs whose rows were not written before the process ended; let those go that are not there."""
@@ -271,29 +323,50 @@ class Index:
         with self._writing:
             there -= {name for (name,) in self._writer.execute("SELECT name FROM doomed")}
             known = {name for (name,) in self._writer.execute("SELECT name FROM packs")}
-            for name in sorted(there - known):
-                with _transaction(self._writer):
-                    self._insert(name, read_entries(self._packs / name))
-                self.new.append(name)
-            if gone := known - there:
-                with _transaction(self._writer):
-                    for name in sorted(gone):
-                        self._let_go(name)
+            gone = known - there
+            if there == known:
+                return
+            with _transaction(self._writer):
+                in_chunks = False
+                for name in sorted(there - known):
+                    in_chunks |= self._insert(name, read_entries(self._packs / name))
+                    self.new.append(name)
+                for name in sorted(gone):
+                    in_chunks |= self._let_go(name)
+                if in_chunks:
+                    self.chunks.count_again(self._writer)
 
-    def _insert(self, pack: str, found: Iterable[Entry]) -> None:
+    def _insert(self, pack: str, found: Iterable[Entry]) -> bool:
+        """Take a pack; whether there are chunks in it."""
         number = self._writer.execute("INSERT INTO packs (name) VALUES (?)", (pack,)).lastrowid
-        now = time.time()
-        rows = ((entry.digest, number, entry.offset, entry.size, now) for entry in found)
-        self._writer.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?, ?)", rows)
+        now, others = time.time(), []
 
-    def _let_go(self, pack: str) -> None:
-        self._writer.execute(
-            "INSERT OR REPLACE INTO lost SELECT b.digest, b.size, p.name FROM blobs b JOIN packs p ON p.id = b.pack "
-            "WHERE p.name = ?",
-            (pack,),
-        )
-        self._writer.execute("DELETE FROM blobs WHERE pack = (SELECT id FROM packs WHERE name = ?)", (pack,))
+        def blobs() -> Iterator[tuple[bytes, int | None, int, int, float]]:
+            for entry in found:
+                if entry.kind == BLOB:
+                    yield entry.digest, number, entry.offset, entry.size, now
+                else:
+                    others.append(entry)
+
+        self._writer.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?, ?)", blobs())
+        if others:
+            self.chunks.insert(self._writer, pack, others, now)
+        return bool(others)
+
+    def _let_go(self, pack: str) -> bool:
+        """A pack has gone; whether there were chunks in it."""
+        of_pack = "WHERE pack = (SELECT id FROM packs WHERE name = ?)"
+        for table in ("blobs", "chunked"):
+            query = f"INSERT OR REPLACE INTO lost SELECT digest, size, ? FROM {table} {of_pack}"  # noqa: S608 - ours
+            self._writer.execute(query, (pack, pack))
+        changed = self._writer.total_changes
+        for table in ("chunks", "chunked"):
+            self._writer.execute(f"DELETE FROM {table} {of_pack}", (pack,))  # noqa: S608 - ours
+        in_chunks = self._writer.total_changes > changed
+        self._writer.execute(f"DELETE FROM blobs {of_pack}", (pack,))  # noqa: S608 - ours
         self._writer.execute("DELETE FROM packs WHERE name = ?", (pack,))
+        self._writer.execute("DELETE FROM shrinking WHERE name = ?", (pack,))
+        return in_chunks
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -325,7 +398,7 @@ def _sound(db: sqlite3.Connection) -> bool:
 
 
 def _made(db: sqlite3.Connection) -> sqlite3.Connection:
-    db.executescript(_SCHEMA)
+    db.executescript(_SCHEMA + SCHEMA)
     db.execute(f"PRAGMA user_version = {_VERSION}")
     return db
 

@@ -1,6 +1,6 @@
 """Blobs in a folder of this machine.
 
-    DATA/blobs/packs/NAME.pack      small blobs that came together (`packs`)
+    DATA/blobs/packs/NAME.pack      small blobs that came together (`packs`), and large ones in chunks (`chunking`)
     DATA/blobs/whole/ab/abcd…       every other blob, a file of its own
     DATA/blobs/index.db             where the packed ones lie (`index`); made again where it is not there
     DATA/blobs/drafts/              what is being written (`drafts`)
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import math
 import mmap
 import os
 import threading
@@ -26,13 +24,17 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from icecore.errors import Conflict, IcecoreError, NotFound
+from icecore_api.blobs.chunk_reading import ChunkedBlob
+from icecore_api.blobs.chunking import CHUNKED_FROM, Chunking, Cut
 from icecore_api.blobs.drafts import Draft, fill, make_folder, publish, trouble
 from icecore_api.blobs.erasing import Packs
 from icecore_api.blobs.index import Index, Place
-from icecore_api.blobs.packs import HEAD, MAGIC, Entry, checked, entries, frame_head, mismatch
+from icecore_api.blobs.orphans import find_orphans, remove_orphans
+from icecore_api.blobs.packs import BLOB, HEAD, MAGIC, Entry, checked, entries, frame_head, mismatch
 from icecore_api.blobs.reading import LocalBlob, Pulled, damaged, frames_of
-from icecore_api.blobs.refusals import blobs_missing, small, wrong_size
+from icecore_api.blobs.refusals import blobs_missing, small
 from icecore_api.blobs.scrubbing import scrub
+from icecore_api.blobs.shrinking import Shrinking
 from icecore_api.blobs.store import (
     Erased,
     Hurt,
@@ -45,12 +47,11 @@ from icecore_api.blobs.store import (
     Weight,
     check_digest,
 )
-from icecore_api.blobs.uploads import Upload, Uploads, check_parts
+from icecore_api.blobs.uploads import PartComing, Uploads, check_parts
 from icecore_api.blobs.whole import Whole
 
 T = TypeVar("T")
 _THREADS: Final = 16
-_ERASED_AT_ONCE: Final = 1000
 _FOLDERS: Final = ("packs", "whole", "drafts", "uploads")
 
 
@@ -60,12 +61,15 @@ class LocalBlobs:
     Args:
         folder: DATA/blobs; made where it is not there.
         refuse: makes the error for whatever would change the folder; None lets it be changed.
+        chunked: whether large blobs that come are kept in chunks; those that are there are read either way.
 
     Raises:
         BlobError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, refuse: Callable[[], IcecoreError] | None = None) -> None:
+    def __init__(
+        self, folder: Path, refuse: Callable[[], IcecoreError] | None = None, *, chunked: bool = False
+    ) -> None:
         self.folder = folder
         self._refuse = refuse
         self._packs, self._drafts = folder / "packs", folder / "drafts"
@@ -81,6 +85,8 @@ class LocalBlobs:
             self._files = Packs(self._packs, self.index, self._own_draft)
             if refuse is None:
                 self._files.tidy()
+        self._shrinking = Shrinking(self.index, self._files, self._whole, self._naming)
+        self._chunking = Chunking(self.index.chunks, self._files, self._own_draft) if chunked else None
         self._hurt = self.index.hurt()
         """Damaged blobs that a scrub has found: they are not there, until they come again."""
         self._uploads = Uploads(folder / "uploads")
@@ -110,6 +116,7 @@ class LocalBlobs:
 
     def _sizes(self, digests: Sequence[str]) -> dict[str, int]:
         found = {digest: place.size for digest, place in self.index.find(digests).items()}
+        found |= {digest: place.size for digest, place in self.index.chunks.find(digests).items()}
         return found | self._whole.sizes(digest for digest in digests if digest not in found)
 
     def _touch(self, digests: Sequence[str]) -> dict[str, int]:
@@ -147,11 +154,32 @@ class LocalBlobs:
             raise mismatch(digest, draft.digest)
         if self._touch([digest]):
             return
+        if self._chunking and draft.size >= CHUNKED_FROM:
+            self._keep_in_chunks(self._chunking, draft.path, digest, draft.size)
+            return
         draft.sync()
         with self._naming:
             if not self._touch([digest]):
                 with self._healing([digest]):
                     draft.become(self._whole.path(digest))
+
+    def _keep_in_chunks(self, chunking: Chunking, file: Path, digest: str, size: int) -> None:
+        """Keep what is in a file, which has the digest. It is cut again, alone, where chunks of it went meanwhile."""
+        name = bytes.fromhex(digest)
+        made: Cut | None = None
+        with contextlib.ExitStack() as drafts:
+            if name not in self._hurt:
+                made = chunking.cut(file, name, drafts, self._hurt)
+            drafts.enter_context(self._naming)
+            if self._touch([digest]):
+                return
+            with self._healing([digest]):
+                if made is None or not chunking.whole(made):
+                    made = chunking.cut(file, name, drafts, self._hurt)
+                healed = {chunk for chunk, _ in made.recipe} & self._hurt
+                chunking.keep(made, size, healed)
+                self.index.set_hurt([], healed)
+                self._hurt -= healed
 
     def _name_pack(self, draft: Draft) -> int:
         if draft.size == len(MAGIC):
@@ -196,10 +224,7 @@ class LocalBlobs:
         """Blobs come, of which some may be there already and damaged: those go first."""
         healed = {bytes.fromhex(digest) for digest in digests} & self._hurt
         if healed:
-            names = [digest.hex() for digest in healed]
-            self._whole.erase(names, math.inf)
-            for pack, gone in self._files.by_pack(names).items():
-                self._files.erase(pack, gone, math.inf)
+            self._shrinking.forget([digest.hex() for digest in healed])
         yield
         if healed:
             self.index.set_hurt([], healed)
@@ -242,6 +267,8 @@ class LocalBlobs:
             return await self._in_thread(self._opened, digest)
 
     def _opened(self, digest: str) -> LocalBlob:
+        if blob := self._in_chunks(digest):
+            return blob
         place = self.index.find([digest]).get(digest)
         path = self._packs / place.pack if place else self._whole.path(digest)
         try:
@@ -253,6 +280,23 @@ class LocalBlobs:
                 raise NotFound(f"no such blob: {digest}", hint="POST blobs/missing says which are not there") from error
             raise damaged(digest, "its pack is not there") from error
         return LocalBlob(digest, handle, place or Place("", 0, os.fstat(handle).st_size))
+
+    def _in_chunks(self, digest: str) -> LocalBlob | None:
+        chunks = self.index.chunks
+        if not chunks.any():
+            return None
+        give_back = self._shrinking.take(digest)
+        try:
+            recipe = chunks.recipe(digest)
+        except BaseException:
+            give_back()
+            raise
+        if recipe is not None:
+            return ChunkedBlob(digest, recipe, chunks, self._packs, give_back)
+        give_back()
+        if chunks.find([digest]):
+            raise damaged(digest, "nothing says any more which chunks it is made of")
+        return None
 
     async def read(self, digest: str) -> bytes:
         """All bytes of a blob, checked."""
@@ -270,7 +314,7 @@ class LocalBlobs:
         with trouble("look for blobs"):
             packed = await self._in_thread(self.index.find, digests)
             alone = [digest for digest in dict.fromkeys(digests) if digest not in packed]
-            whole = await self._in_thread(self._whole.sizes, alone)
+            whole = await self._in_thread(self._sizes, alone)
         if missing := [digest for digest in alone if digest not in whole]:
             raise blobs_missing(missing)
         return Pulled(frames_of(digests, packed, self._packs, self._opened)).pieces()
@@ -284,7 +328,7 @@ class LocalBlobs:
         with trouble(f"keep part {part} of blob {parts.digest}"):
             upload = await _not_lost(self._in_thread(self._uploads.take, parts), self._uploads.give_back)
             try:
-                coming = _Part(upload, part, expected)
+                coming = PartComing(upload, part, expected)
                 await fill(chunks, coming.take, "upload_part_bytes", self._threads)
                 coming.check()
                 await asyncio.shield(self._in_thread(upload.keep, part))
@@ -320,6 +364,9 @@ class LocalBlobs:
         return parts.size
 
     def _publish(self, file: Path, digest: str) -> None:
+        if self._chunking and (size := file.stat().st_size) >= CHUNKED_FROM:
+            self._keep_in_chunks(self._chunking, file, digest, size)
+            return
         with self._naming:
             if not self._touch([digest]):
                 with self._healing([digest]):
@@ -331,110 +378,56 @@ class LocalBlobs:
     async def all_blobs(self) -> AsyncIterator[list[Kept]]:
         """Every blob, some thousands at a time."""
         with trouble("look for blobs"):
-            source = itertools.chain(self._packed(), self._whole.each())
+            source = self._shrinking.each()
             while found := await self._in_thread(lambda: next(source, [])):
                 yield found
-
-    def _packed(self) -> Iterator[list[Kept]]:
-        for rows in self.index.each():
-            yield [Kept(digest.hex(), size, size + 2 * HEAD.size, touched) for digest, size, touched in rows]
 
     async def usage(self) -> Usage:
         """What is there in all."""
         with trouble("look for blobs"):
-            return await self._in_thread(self._usage)
-
-    def _usage(self) -> Usage:
-        number, logical = self.index.total()
-        disk = sum(path.stat().st_size for path in self._packs.glob("*.pack"))
-        for found in self._whole.each():
-            number += len(found)
-            logical += (held := sum(blob.size for blob in found))
-            disk += held
-        return Usage(number, logical, disk)
+            return await self._in_thread(self._shrinking.usage)
 
     async def weigh(self, digests: Collection[str]) -> Weight:
         """What these blobs weigh together, and how many bytes would be free without them."""
         named = list(dict.fromkeys(map(check_digest, digests)))
         with trouble("weigh blobs"):
-            return await self._in_thread(self._weigh, named)
-
-    def _weigh(self, digests: Sequence[str]) -> Weight:
-        with self._naming:
-            packed = {digest: place.size for digest, place in self.index.find(digests).items()}
-            alone = sum(self._whole.sizes(whole := [digest for digest in digests if digest not in packed]).values())
-            number = len(packed) + len(self._whole.sizes(whole))
-            held = sum(packed.values())
-            disk = held + 2 * HEAD.size * len(packed) + alone
-            return Weight(number, held + alone, disk, self._files.reclaimable(packed) + alone)
+            return await self._in_thread(self._shrinking.weigh, named)
 
     async def erase(self, digests: Collection[str], *, not_touched_since: float) -> AsyncGenerator[list[Erased]]:
         """Remove blobs for good, some at a time; what is given is durably gone, and its bytes are free."""
         named = list(dict.fromkeys(map(check_digest, digests)))
         self._may_write()
         with trouble("erase blobs"):
-            packed = await self._in_thread(self.index.find, named)
-            alone = [digest for digest in named if digest not in packed]
-            for first in range(0, len(alone), _ERASED_AT_ONCE):
-                some = alone[first : first + _ERASED_AT_ONCE]
-                if erased := await self._named(self._whole.erase, some, not_touched_since):
+            steps = self._shrinking.erase(named, not_touched_since)
+            while (erased := await asyncio.shield(self._in_thread(lambda: next(steps, None)))) is not None:
+                if erased:
                     yield erased
-            for pack, gone in (await self._in_thread(self._files.by_pack, list(packed))).items():
-                if erased := await self._named(self._files.erase, pack, gone, not_touched_since):
-                    yield erased
-
-    async def _named(self, work: Callable[..., T], *arguments: Any) -> T:
-        """In a thread that holds the right to names."""
-
-        def alone() -> T:
-            with self._naming:
-                return work(*arguments)
-
-        return await asyncio.shield(self._in_thread(alone))
 
     # ------------------------------------------------------------------------------------------------------- upkeep
 
     async def orphans(self) -> list[Orphan]:
         """What interrupted uploads have left; what is being written now is not among it."""
         with trouble("look for what interrupted uploads left"):
-            return await self._in_thread(self._orphans)
-
-    def _orphans(self) -> list[Orphan]:
-        drafts = [path for path in sorted(self._drafts.glob("*.draft")) if path.name not in self._active]
-        uploads = [path for path, parts in self._uploads.all() if not self._uploads.in_use(parts)]
-        with contextlib.suppress(FileNotFoundError):  # it was finished meanwhile
-            return [_orphan(path, "draft", [path]) for path in drafts] + [
-                _orphan(path, "upload", list(path.iterdir())) for path in uploads
-            ]
-        return self._orphans()
+            return await self._in_thread(find_orphans, self._drafts, self._uploads, self._active)
 
     async def remove_orphans(self, older_than_s: float) -> list[Orphan]:
         """Remove those not written to for so long. Answers which."""
         self._may_write()
         with trouble("remove what interrupted uploads left"):
-            return await self._in_thread(self._remove_orphans, older_than_s)
-
-    def _remove_orphans(self, older_than_s: float) -> list[Orphan]:
-        of_uploads = {path.name: parts for path, parts in self._uploads.all()}
-        removed = []
-        for orphan in self._orphans():
-            if orphan.age_s < older_than_s:
-                continue
-            if orphan.kind == "draft":
-                (self._drafts / orphan.name).unlink(missing_ok=True)
-                removed.append(orphan)
-            elif self._uploads.remove(of_uploads[orphan.name]):
-                removed.append(orphan)
-        return removed
+            return await self._in_thread(remove_orphans, self._drafts, self._uploads, self._active, older_than_s)
 
     def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
         """Read every blob again; those that are damaged or missing. Until they come again they are not there."""
         before, hurt = set(self._hurt), set()
-        for found in scrub(self.index, self._packs, self._whole.folder, progress):
-            hurt.add(bytes.fromhex(found.digest))
+
+        def note(digest: bytes) -> None:
+            hurt.add(digest)
             if self._refuse is None:
-                self.index.set_hurt([bytes.fromhex(found.digest)], [])
-                self._hurt.add(bytes.fromhex(found.digest))
+                self.index.set_hurt([digest], [])
+                self._hurt.add(digest)
+
+        for found in scrub(self.index, self._packs, self._whole.folder, progress, note):
+            note(bytes.fromhex(found.digest))
             yield found
         if self._refuse is None:  # whoever brought a file back has healed it too
             self.index.set_hurt([], before - hurt)
@@ -444,30 +437,12 @@ class LocalBlobs:
         """Digest, size and file of every blob."""
         for pack in self.index.packs():
             for entry in self.index.of_pack(pack):
-                yield entry.digest.hex(), entry.size, f"packs/{pack}"
+                if entry.kind == BLOB:
+                    yield entry.digest.hex(), entry.size, f"packs/{pack}"
+        for digest, place in self.index.chunks.all():
+            yield digest, place.size, f"packs/{place.pack}"
         for path in self._whole.names():
             yield path.name, path.stat().st_size, f"whole/{path.parent.name}/{path.name}"
-
-
-class _Part:
-    """The bytes of a part as they come: never more than it has."""
-
-    def __init__(self, upload: Upload, part: int, expected: int) -> None:
-        self._upload = upload
-        self._part = part
-        self._expected = expected
-        self._got = 0
-
-    def take(self, pieces: Sequence[bytes]) -> None:
-        at = self._got
-        self._got += sum(map(len, pieces))
-        if self._got > self._expected:
-            self.check()
-        self._upload.write(self._part, at, pieces)
-
-    def check(self) -> None:
-        if self._got != self._expected:
-            raise wrong_size(self._part, self._expected, self._got)
 
 
 async def _not_lost(taking: asyncio.Future[T], give_back: Callable[[T], Any]) -> T:
@@ -477,9 +452,3 @@ async def _not_lost(taking: asyncio.Future[T], give_back: Callable[[T], Any]) ->
     except asyncio.CancelledError:
         taking.add_done_callback(lambda done: None if done.exception() else give_back(done.result()))
         raise
-
-
-def _orphan(path: Path, kind: Any, files: Sequence[Path]) -> Orphan:
-    stats = [path.stat(), *(file.stat() for file in files if file != path)]
-    held = sum(stat.st_blocks * 512 for stat in stats)
-    return Orphan(path.name, kind, held, max(0.0, time.time() - max(stat.st_mtime for stat in stats)))

@@ -5,6 +5,9 @@ another, and a pack file is them too, with a table behind them so that its index
 
     b"icepack1" | frame frame … | (digest, length)* | end of the frames, their number, CRC-32 of the table, b"icepend1"
 
+A file that is kept in chunks lies in packs too: as frames of chunks, as they are or compressed, and a frame that says
+which chunks it is made of (`chunks`). The first byte of such a frame's length says which of them it is.
+
 The digests say whether bytes are whole. The table only says where they lie: where it is damaged, the frames are walked.
 """
 
@@ -20,11 +23,22 @@ from pathlib import Path
 from typing import Final
 
 from icecore.errors import DigestMismatch, Invalid
+from icecore_api.blobs.recipes import recipe_of, unzipped
 
 MAGIC: Final = b"icepack1"
 END: Final = b"icepend1"
 HEAD: Final = struct.Struct(">32sQ")
 _FOOT: Final = struct.Struct(">QQI8s")
+
+BLOB: Final = 0
+"""Kinds of frames: a blob, ..."""
+CHUNK: Final = 1
+"""... a chunk of one, ..."""
+ZSTD: Final = 2
+"""... a chunk that is compressed, ..."""
+RECIPE: Final = 3
+"""... and what a blob in chunks is made of."""
+_KIND_BITS: Final = 56
 
 Buffer = bytes | memoryview | mmap.mmap
 
@@ -37,11 +51,13 @@ class Entry:
     offset: int
     """Of its first byte, behind the frame's head."""
     size: int
+    """As it lies there."""
+    kind: int = BLOB
 
 
-def frame_head(digest: bytes, size: int) -> bytes:
+def frame_head(digest: bytes, size: int, kind: int = BLOB) -> bytes:
     """What stands before a blob's bytes."""
-    return HEAD.pack(digest, size)
+    return HEAD.pack(digest, kind << _KIND_BITS | size)
 
 
 def frame(content: bytes) -> bytes:
@@ -97,7 +113,7 @@ def mismatch(expected: str, got: str) -> DigestMismatch:
 
 def table(found: Iterable[Entry], frames_end: int) -> bytes:
     """What stands behind the frames of a pack file that end at `frames_end`."""
-    rows = [HEAD.pack(entry.digest, entry.size) for entry in found]
+    rows = [frame_head(entry.digest, entry.size, entry.kind) for entry in found]
     joined = b"".join(rows)
     return joined + _FOOT.pack(frames_end, len(rows), zlib.crc32(joined), END)
 
@@ -140,9 +156,10 @@ def _by_table(buffer: mmap.mmap, size: int) -> list[Entry] | None:
     if zlib.crc32(rows) != crc:
         return None
     found, at = [], len(MAGIC)
-    for digest, length in HEAD.iter_unpack(rows):
+    for digest, word in HEAD.iter_unpack(rows):
         at += HEAD.size
-        found.append(Entry(digest, at, length))
+        kind, length = _kind_of(word)
+        found.append(Entry(digest, at, length, kind))
         at += length
     return found if at == frames_end else None
 
@@ -152,13 +169,31 @@ def _walk(buffer: mmap.mmap, size: int) -> Iterator[Entry]:
 
     The table's rows look like frames too, and have not; but for that of the empty blob.
     """
-    seen = set()
-    try:
-        for entry in entries(buffer, len(MAGIC), size):
-            if entry.digest in seen:
-                continue
-            seen.add(entry.digest)
-            if hashlib.sha256(buffer[entry.offset : entry.offset + entry.size]).digest() == entry.digest:
-                yield entry
-    except Invalid:
-        return
+    seen, at = set(), len(MAGIC)
+    while at + HEAD.size <= size:
+        digest, word = HEAD.unpack_from(buffer, at)
+        at += HEAD.size
+        kind, length = _kind_of(word)
+        if length > size - at:
+            return
+        if digest not in seen and not wrong_frame(digest, kind, buffer[at : at + length]):
+            yield Entry(digest, at, length, kind)
+        seen.add(digest)
+        at += length
+
+
+def _kind_of(length: int) -> tuple[int, int]:
+    return length >> _KIND_BITS, length & ((1 << _KIND_BITS) - 1)
+
+
+def wrong_frame(digest: bytes, kind: int, content: bytes) -> str:
+    """What is wrong with a frame's bytes; empty where nothing is."""
+    if kind == RECIPE:
+        return "" if recipe_of(content) is not None else "the list of its chunks has changed"
+    if kind == ZSTD:
+        unpacked = unzipped(content)
+        if unpacked is None:
+            return "its compressed bytes have changed"
+        content = unpacked
+    got = hashlib.sha256(content).digest()
+    return "" if got == digest else f"its bytes have the SHA-256 {got.hex()}"

@@ -22,6 +22,7 @@ from icecore.limits import LimitName, most
 from icecore_api.blobs.drafts import make_folder
 from icecore_api.blobs.packs import mismatch
 from icecore_api.blobs.reading import sha256_of_file
+from icecore_api.blobs.refusals import wrong_size
 from icecore_api.blobs.store import Parts, UnderWay, check_digest
 from icecore_ingest.logs.segments import sync_folder
 
@@ -189,6 +190,37 @@ class Upload:
                 "expected an upload that is under way, it is being completed",
                 hint="ask for the blob: it may be there already",
             )
+
+
+class PartComing:
+    """The bytes of a part as they come: never more than it has."""
+
+    def __init__(self, upload: Upload, part: int, expected: int) -> None:
+        self._upload = upload
+        self._part = part
+        self._expected = expected
+        self._got = 0
+
+    def take(self, pieces: Sequence[bytes]) -> None:
+        """Write some.
+
+        Raises:
+            Invalid: it would be too many. Conflict: the upload is being completed.
+        """
+        at = self._got
+        self._got += sum(map(len, pieces))
+        if self._got > self._expected:
+            self.check()
+        self._upload.write(self._part, at, pieces)
+
+    def check(self) -> None:
+        """See that all came.
+
+        Raises:
+            Invalid: others than expected.
+        """
+        if self._got != self._expected:
+            raise wrong_size(self._part, self._expected, self._got)
 
 
 class Uploads:
