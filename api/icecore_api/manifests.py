@@ -120,7 +120,7 @@ def _checked(data: bytes) -> tuple[dict[str, Entry], dict[str, Pinned]]:
             most=most("artifact_files"),
             value=len(entries),
         )
-    if manifest.encode(entries, parts) != data:
+    if manifest.encode(entries, parts, checked=True) != data:
         raise Invalid(
             "expected a manifest with sorted keys and without spaces: the same files give the same bytes",
             hint="docs/decisions/0008-artifacts.md has the form",

@@ -203,9 +203,8 @@ class BlobCache:
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """(last used, bytes, path) of all files; beginnings that nobody came back for are deleted."""
-        packed: tuple[tuple[str, list[str], list[str]]] = (
-            (str(self.packs.folder), [], [n for n in _names(self.packs.folder) if n.endswith(_PACK)]),
-        )
+        packs = [name for name in _names(self.packs.folder) if name.endswith(_PACK)]
+        packed = ((str(self.packs.folder), (), packs),)
         for home, _, names in (*os.walk(self.folder / "blobs"), *packed):
             for name in names:
                 with contextlib.suppress(OSError):

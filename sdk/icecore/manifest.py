@@ -154,20 +154,22 @@ def same_where_case_does_not_count(paths: Iterable[str]) -> tuple[str, str] | No
     return None
 
 
-def encode(entries: Mapping[str, Entry], parts: Mapping[str, Pinned] | None = None) -> bytes:
+def encode(entries: Mapping[str, Entry], parts: Mapping[str, Pinned] | None = None, *, checked: bool = False) -> bytes:
     """The manifest's bytes: the same for the same entries, in whatever order they come.
 
     Args:
         entries: by path.
         parts: of a bundle: the versions it is made of, by the folder that each is.
+        checked: whether `decode` gave the entries, which has looked at their paths.
 
     Raises:
         Invalid: a path is refused, or is a file and a folder at once.
     """
-    checker = PathChecker()
-    for path in entries:
-        checker.check(path)
-    check_tree(entries.keys())
+    if not checked:
+        checker = PathChecker()
+        for path in entries:
+            checker.check(path)
+        check_tree(entries.keys())
     document: dict[str, Any] = {"entries": {path: _document(entry) for path, entry in entries.items()}, "version": 1}
     if parts:
         document["parts"] = {key: part._asdict() for key, part in parts.items()}
