@@ -49,7 +49,11 @@ MANIFEST: Final = "MANIFEST.json"
 PROGRESS: Final = "PROGRESS.json"
 KEPT: Final = ("blobs", "keys")
 """Folders of a data folder that the log cannot bring back."""
-_MADE_AGAIN: Final = ("drafts", "uploads", "index.db", "index.db-wal", "index.db-shm")
+_MADE_AGAIN: Final = (
+    "drafts",
+    "uploads",
+    *(f"{name}.db{more}" for name in ("index", "bucket") for more in ("", "-wal", "-shm")),
+)
 """In blobs/: what is not a blob yet, and the index, which is made from the packs where it is not there."""
 
 

@@ -21,7 +21,9 @@ from icecore.errors import IcecoreError
 from icecore.journal import say
 from icecore.lifeline import end_with_parent
 from icecore_api.app import create_app
+from icecore_api.blobs.direct import Direct
 from icecore_api.blobs.opening import blobs_of, open_blobs
+from icecore_api.blobs.store import BlobStore
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.folding import Folding
 from icecore_api.operations import LiveOperations
@@ -49,6 +51,8 @@ class Settings:
     crashed_after_s: float = CRASHED_AFTER_S
     alone: bool = False
     """No supervisor holds the folder and makes the owner: this process does."""
+    chunks: bool = False
+    """Large blobs that come into DATA/blobs are kept in chunks."""
 
     @property
     def log_address(self) -> str | Path:
@@ -75,7 +79,7 @@ async def serve(settings: Settings) -> int:
             _leave_key(made, data / "owner-key")
     identities = await Identities.open(log, data / "run" / "identities.store.json")
     follower = asyncio.create_task(identities.follow())
-    blobs = await asyncio.to_thread(open_blobs, data, settings.blobs, owner=log.log_id)
+    blobs = await asyncio.to_thread(open_blobs, data, settings.blobs, owner=log.log_id, chunked=settings.chunks)
     context = Context(
         log=log,
         current_store=lambda: folding.store,
@@ -99,17 +103,26 @@ async def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=DRAIN_S,
     )
     quiet_uvicorn()
-    clockwork = asyncio.create_task(app.state.expiry.run())
+    beside = [follower, *map(asyncio.create_task, (app.state.expiry.run(), _greet(blobs)))]
     try:
         await Server(config).serve(sockets=[settings.listener or _own_socket(data)])
     finally:
-        follower.cancel()
-        clockwork.cancel()
-        await asyncio.gather(follower, clockwork, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await asyncio.to_thread(folding.stop)
         blobs.close()
         await log.close()
     return 0
+
+
+async def _greet(blobs: BlobStore) -> None:
+    """Say early what is wrong with a bucket. The server serves without it: events do not need it."""
+    if isinstance(blobs, Direct):
+        try:
+            await blobs.greet()
+        except IcecoreError as error:
+            say("blobs cannot be had", "warning", **error.body()["error"])
 
 
 def _where(settings: Settings) -> dict[str, Any]:
@@ -189,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
     parser.add_argument("--log", default="", help="the log: a folder or kafka://…; by default DATA/log")
     parser.add_argument("--blobs", default="", help="the bytes of artifacts: s3://BUCKET/PREFIX; by default DATA/blobs")
+    parser.add_argument("--chunks", action="store_true", help="keep large blobs of DATA/blobs in chunks")
     parser.add_argument("--url", default="", help="the address people reach the server by")
     parser.add_argument("--host", default="", help="listen on this address instead of the socket in DATA/run")
     parser.add_argument("--port", type=int, default=0, help="with --host: the port; 0 picks a free one")
@@ -203,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say("no traces", "warning", why=why)
         listener = listen(given.host, given.port) if given.host else None
         log = _hold(given.data, given.log, given.url, listener) if given.alone else given.log
-        settings = Settings(given.data, log, given.url, given.blobs, listener, after, given.alone)
+        settings = Settings(given.data, log, given.url, given.blobs, listener, after, given.alone, given.chunks)
         collect_seldom()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import Final
 
 from icecore.errors import IcecoreError, UsageError
+from icecore.progress_line import ProgressLine
 from icecore.transfer import Progress
+
+_LOOK_S: Final = 0.2
 
 
 class Pending:
@@ -44,9 +49,16 @@ class Pending:
         return self.done
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for its end, and raise what went wrong."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+        """Wait for its end, and raise what went wrong; on a terminal a line says how far it is, and what is left."""
+        line, began = ProgressLine("sending"), time.monotonic()
+        until = None if timeout is None else began + timeout
+        try:
+            while not self.ended(_LOOK_S if until is None else max(0.0, min(_LOOK_S, until - time.monotonic()))):
+                if until is not None and time.monotonic() >= until:
+                    break
+                line.show(self.progress, time.monotonic() - began)
+        finally:
+            line.end()
         if not self.done:
             raise UsageError(f"expected the upload to end within {timeout} s, got {self.progress}")
         if self.error is not None:

@@ -7,6 +7,7 @@ import hashlib
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -37,6 +38,7 @@ _LATER: Final = frozenset({429, 502, 503, 504})
 _FRAME_HEAD: Final = 40
 _READ: Final = 256 * 1024
 
+_RECENT_S: Final = 30.0
 _FOLLOW: Final = {FOLLOWS: "1"}
 
 Item = TypeVar("Item")
@@ -81,29 +83,58 @@ _END: Final = object()
 
 
 class Progress:
-    """How far a transfer is, for whoever shows it."""
+    """How far a transfer is, for whoever shows it.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds of a clock that only goes forward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.bytes = 0
         self.total = 0
-        self.began = time.monotonic()
+        self._clock = clock
+        self._moved = 0
+        """Bytes that went over the wire, those left out that an earlier transfer had brought."""
+        self._seen: deque[tuple[float, int]] = deque(maxlen=64)
         self._lock = threading.Lock()
 
     def expect(self, size: int) -> None:
         """So many bytes more are to go."""
         with self._lock:
             self.total += size
+            if not self._seen:
+                self._seen.append((self._clock(), 0))
 
-    def add(self, size: int) -> None:
-        """So many bytes are done."""
+    def add(self, size: int, *, moved: bool = True) -> None:
+        """So many bytes are done; not `moved`: they were there."""
         with self._lock:
             self.bytes += size
+            if moved:
+                self._moved += size
+                self._seen.append((self._clock(), self._moved))
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, over the last transfers of the last half minute."""
+        with self._lock:
+            now = self._clock()
+            recent = [(at, moved) for at, moved in self._seen if now - at < _RECENT_S] or list(self._seen)[-1:]
+            if not recent:
+                return 0.0
+            at, moved = recent[0]
+            return (self._moved - moved) / max(now - at, 1e-3)
 
     def __str__(self) -> str:
-        seconds = max(time.monotonic() - self.began, 1e-3)
-        rate = self.bytes / seconds
-        left = f", {max(self.total - self.bytes, 0) / rate:.0f} s left" if rate > 0 and self.total else ""
-        return f"{self.bytes / 1e6:.1f} of {self.total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s{left}"
+        rate, left = self.rate, max(self.total - self.bytes, 0)
+        text = f"{self.bytes / 1e6:.1f} of {self.total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        return f"{text}, {_duration(left / rate)} left" if rate > 0 and left else text
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 6000 else f"{whole / 3600:.1f} h"
 
 
 class BlobClient:

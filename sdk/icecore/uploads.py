@@ -131,7 +131,7 @@ def _parts(client: BlobClient, source: Source, progress: Progress) -> Iterator[T
     count = -(-source.size // step)
     there = client.parts(source.digest, source.size, step)
     todo = [number for number in range(count) if number not in there]
-    progress.add(sum(min(step, source.size - number * step) for number in there if number < count))
+    progress.add(sum(min(step, source.size - number * step) for number in there if number < count), moved=False)
     large = _Large(source, step, len(todo))
     if not todo:
         yield lambda: _finish(client, large)

@@ -153,7 +153,7 @@ def test_no_key_and_no_signed_address_is_told(
             "GET", f"{remote.url}/api/v1/status", headers={"Authorization": f"Bearer {remote.api_key}"}
         )
     assert status.json()["blobs_at"] == f"s3://blobs/{place.prefix}"
-    for words in (status.data.decode(), remote.log_file.read_text(), (remote.data / "BLOBS").read_text(), caplog.text):
+    for words in (status.data.decode(), remote.log_file.read_text(), (remote.data / "blobs" / "BUCKET").read_text(), caplog.text):
         assert secret not in words
         assert "ignature=" not in words
 

@@ -13,6 +13,14 @@ from icecore_api.blobs.store import Parts
 class Direct(Protocol):
     """A store in a bucket. Its signed requests are secrets for as long as they are valid: never in a log."""
 
+    async def greet(self) -> None:
+        """Ask whether the bucket is there, and take in what it has.
+
+        Raises:
+            Unavailable, BlobError: it does not answer, or refuses.
+        """
+        ...
+
     @property
     def direct(self) -> bool:
         """Whether clients send large blobs to the bucket by themselves."""

@@ -10,8 +10,8 @@ from icecore.errors import IcecoreError, SettingsError
 from icecore_api.blobs.local import LocalBlobs
 from icecore_api.blobs.store import BlobStore
 
-WHERE: Final = "BLOBS"
-"""In a data folder: the address of the bucket that has its blobs, where they are in one."""
+WHERE: Final = "blobs/BUCKET"
+"""In a data folder: the address of the bucket that has its blobs, where they are in one. It goes into backups."""
 
 
 def blobs_of(data: Path) -> str:
@@ -48,7 +48,12 @@ def choose_blobs(data: Path, where: str) -> str:
 
 
 def open_blobs(
-    data: Path, where: str = "", *, owner: str = "", refuse: Callable[[], IcecoreError] | None = None
+    data: Path,
+    where: str = "",
+    *,
+    owner: str = "",
+    refuse: Callable[[], IcecoreError] | None = None,
+    chunked: bool = False,
 ) -> BlobStore:
     """The blobs of a data folder.
 
@@ -57,6 +62,7 @@ def open_blobs(
         where: a bucket's address, as `choose_blobs` takes it.
         owner: the log's id, which the bucket keeps: it can have one.
         refuse: makes the error for whatever would change them; None lets them be changed.
+        chunked: whether large blobs that come are kept in chunks; only in the folder, never in a bucket.
 
     Raises:
         SettingsError: the address makes no sense, or the blobs are elsewhere.
@@ -64,7 +70,7 @@ def open_blobs(
     """
     address = choose_blobs(data, where)
     if not address:
-        return LocalBlobs(data / "blobs", refuse)
+        return LocalBlobs(data / "blobs", refuse, chunked=chunked)
     from icecore_api.blobs.remote import RemoteBlobs
     from icecore_api.blobs.remote_settings import Bucket
 

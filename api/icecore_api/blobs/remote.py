@@ -110,6 +110,10 @@ class RemoteBlobs:
         self._threads.shutdown()
         self.index.close()
 
+    async def greet(self) -> None:
+        """Ask whether the bucket is there, and take in what it has."""
+        await self._ready()
+
     async def _ready(self) -> None:
         """Compare the index with the bucket, once.
 
