@@ -213,13 +213,10 @@ def test_what_is_kept_stays(events: Sequence[Any]) -> None:
     for offset, event in enumerate(events):
         envelope = Envelope(f"id-{offset}", event.TYPE, 1, "p", offset, 0, 10_000 + offset, "ann")
         changes = fold(known, [Applied(Position(LEDGER, 0, offset), envelope, event.key, event)])
-        for mine, new in (
-            (known.collections, changes.state.collections),
-            (known.versions, changes.state.versions),
-            (known.digests, changes.state.digests),
-            (known.retention.scopes, changes.retention.state.scopes),
-        ):
-            mine.update(new)  # type: ignore[attr-defined]
+        known.collections.update(changes.state.collections)
+        known.versions.update(changes.state.versions)
+        known.digests.update(changes.state.digests)
+        known.retention.scopes.update(changes.retention.state.scopes)
         keeping = Keeping(known.retention, RetentionChanges())
         for key, version in known.versions.items():
             if before.get(key):

@@ -18,15 +18,17 @@ _NEVER: Final = (1 << 63) - 1
 
 _AGED: Final = """
 WITH trusted AS (SELECT *, CASE WHEN {ts} <= $now THEN {ts} END AS good FROM current_versions),
+marked AS (
+    SELECT *, CASE WHEN good >= coalesce(max(good) OVER before, good) THEN good END AS high FROM trusted
+    WINDOW before AS (ORDER BY {off} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+),
 aged AS (
-    SELECT *, CASE WHEN good IS NOT NULL THEN max(good) OVER before ELSE coalesce(min(good) OVER after, $now) END AS age
-    FROM trusted
-    WINDOW before AS (ORDER BY {off} ROWS UNBOUNDED PRECEDING),
-        after AS (ORDER BY {off} ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
+    SELECT *, coalesce(high, min(high) OVER after, $now) AS age FROM marked
+    WINDOW after AS (ORDER BY {off} ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING)
 )
 """
-"""Times by a clock that may have jumped: a time never counts as earlier than those of earlier records, and one that
-has not come yet is false, and counts as that of the next record whose time is not."""
+"""Times by a clock that may have been wrong. One that has not come yet, or is before that of an earlier record, is
+false: it counts as the next one that is neither, and as now where there is none."""
 
 
 class Standing(NamedTuple):
