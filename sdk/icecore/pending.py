@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
-import time
 from collections.abc import Callable
-from typing import Final
 
 from icecore.errors import IcecoreError, UsageError
-from icecore.progress_line import ProgressLine
+from icecore.progress_line import shown
 from icecore.transfer import Progress
-
-_LOOK_S: Final = 0.2
 
 
 class Pending:
@@ -50,15 +47,9 @@ class Pending:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for its end, and raise what went wrong; on a terminal a line says how far it is, and what is left."""
-        line, began = ProgressLine("sending"), time.monotonic()
-        until = None if timeout is None else began + timeout
-        try:
-            while not self.ended(_LOOK_S if until is None else max(0.0, min(_LOOK_S, until - time.monotonic()))):
-                if until is not None and time.monotonic() >= until:
-                    break
-                line.show(self.progress, time.monotonic() - began)
-        finally:
-            line.end()
+        if self._thread.ident is not None:
+            with shown(self.progress, "sending", silent=bool(os.environ.get("ICECORE_SILENT"))):
+                self._thread.join(timeout)
         if not self.done:
             raise UsageError(f"expected the upload to end within {timeout} s, got {self.progress}")
         if self.error is not None:

@@ -1,40 +1,49 @@
-"""One line on a terminal that says how far a transfer is, and goes away with it."""
+"""A line on a person's terminal that says how far a transfer is."""
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
-_AFTER_S = 0.5
-"""What is done sooner needs no line."""
+if TYPE_CHECKING:
+    from icecore.transfer import Progress
+
+_AFTER_S: Final = 0.5
+"""What is done sooner is not worth a line."""
+_EVERY_S: Final = 0.1
 
 
-class ProgressLine:
-    """A line on stderr, written over and over; nothing at all where stderr is no terminal, or all is to be silent.
+@contextlib.contextmanager
+def shown(progress: Progress, what: str, *, silent: bool) -> Iterator[None]:
+    """Show `what` with bytes, rate and time left while the block runs; nothing where stderr is no terminal.
 
     Args:
-        what: stands before the figures.
+        progress: what is told.
+        what: is under way, as in `downloading bert:v3`.
+        silent: show nothing.
     """
+    stream: Any = sys.__stderr__
+    if silent or stream is None or not stream.isatty():
+        yield
+        return
+    done = threading.Event()
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._stream: Any = sys.__stderr__
-        silent = os.environ.get("ICECORE_SILENT", "").lower() in {"1", "true", "yes", "on"}
-        self._on = self._stream is not None and self._stream.isatty() and not silent
-        self._shown = False
+    def draw() -> None:
+        if done.wait(_AFTER_S):
+            return
+        while not done.wait(_EVERY_S):
+            stream.write(f"\r\x1b[2Kicecore: {what}: {progress}")
+            stream.flush()
+        stream.write("\r\x1b[2K")
+        stream.flush()
 
-    def show(self, progress: object, waited_s: float) -> None:
-        """Write how far it is, once it has taken a moment."""
-        if self._on and waited_s > _AFTER_S:
-            self._write(f"icecore: {self._what}: {progress}")
-            self._shown = True
-
-    def end(self) -> None:
-        """Leave an empty line."""
-        if self._shown:
-            self._write("")
-
-    def _write(self, text: str) -> None:
-        self._stream.write(f"\r\x1b[2K{text}")
-        self._stream.flush()
+    drawing = threading.Thread(target=draw, name="icecore-progress", daemon=True)
+    drawing.start()
+    try:
+        yield
+    finally:
+        done.set()
+        drawing.join()
