@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blob_folders import LARGE, digest_of, everything, files, framed, noise, play, ranged, sent
+from blob_folders import LARGE, digest_of, disk, erased, everything, files, framed, noise, play, ranged, sent
 from disks import Disk
 from icecore.errors import (
     BlobDamaged,
@@ -21,6 +21,7 @@ from icecore_api.blobs.local import LocalBlobs
 from icecore_api.blobs.store import Parts
 
 WRITER = Path(__file__).parents[1] / "blob_writer.py"
+ERASER = WRITER.with_name("blob_eraser.py")
 
 
 def test_a_changed_byte_is_found(tmp_path: Path) -> None:
@@ -171,3 +172,43 @@ async def _finish(blobs: LocalBlobs, name: str, seed: int) -> None:
         await blobs.put_part(parts, part, sent(content[part * parts.part_size : (part + 1) * parts.part_size]))
     assert await blobs.complete(parts) == len(content)
     assert await blobs.read(digest) == content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(25))
+def test_a_kill_while_erasing_leaves_each_blob_whole_or_gone(tmp_path: Path, seed: int) -> None:
+    """After kill -9 what was said to be erased is gone, the rest is whole, and no byte is left that nobody needs."""
+    chance = random.Random(seed)
+    print("seed", seed)
+    folder = tmp_path / "blobs"
+    with (tmp_path / "said").open("wb") as said:
+        eraser = subprocess.Popen([sys.executable, str(ERASER), str(folder), str(seed)], stdout=said)
+        try:
+            deadline = time.monotonic() + 60
+            wanted = chance.randrange(1, 12)
+            while (tmp_path / "said").read_bytes().count(b"erased") <= wanted * 10:
+                assert eraser.poll() is None
+                assert time.monotonic() < deadline
+            time.sleep(chance.random() * 0.05)  # at any moment from here on
+        finally:
+            eraser.kill()
+            eraser.wait()
+    lines = [line.split() for line in (tmp_path / "said").read_text().splitlines() if line.endswith(".")]
+    told = {word: {digest for said, digest, _ in lines if said == word} for word in ("put", "erasing", "erased")}
+    assert told["erased"]
+
+    async def story(blobs: LocalBlobs) -> None:
+        assert set(await blobs.missing(sorted(told["erased"]))) == told["erased"]
+        assert await blobs.missing(sorted(told["put"] - told["erasing"])) == []
+        left = {blob.digest: blob.size async for some in blobs.all_blobs() for blob in some}
+        for digest, size in left.items():
+            assert len(await blobs.read(digest)) == size
+        assert list(blobs.scrub()) == []
+        usage = await blobs.usage()
+        assert (usage.blobs, usage.logical, usage.disk) == (len(left), sum(left.values()), disk(folder))
+        assert (await blobs.weigh(left)).reclaimable == usage.disk
+        await erased(blobs, left)
+        await blobs.remove_orphans(0)
+        assert files(folder) == []
+
+    play(folder, story)

@@ -162,6 +162,7 @@ class LocalBlobs:
             if not self._touch([digest]):
                 with self._healing([digest]):
                     draft.become(self._whole.path(digest))
+                self._touch([digest])  # the clock of files lags behind
 
     def _keep_in_chunks(self, chunking: Chunking, file: Path, digest: str, size: int) -> None:
         """Keep what is in a file, which has the digest. It is cut again, alone, where chunks of it went meanwhile."""
