@@ -69,6 +69,17 @@ def blobs_option(function: Any) -> Any:
     )(function)
 
 
+def chunks_option(function: Any) -> Any:
+    """How large blobs are kept."""
+    return click.option(
+        "--chunks/--no-chunks",
+        default=False,
+        show_default=True,
+        envvar="ICECORE_BLOB_CHUNKS",
+        help="Keep files of 1 MB and more in chunks, each once and compressed; where blobs are in the data folder.",
+    )(function)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -93,6 +104,7 @@ Examples:
 )
 @_log_option
 @blobs_option
+@chunks_option
 @click.option("--with-kafka", is_flag=True, help="Try Kafka: find or fetch a broker, and keep it in the data folder.")
 @click.option("--read-only", is_flag=True, help="Only answer questions: take and fold nothing. For `icecore replay`.")
 @click.option("--public-host", multiple=True, help="A name or address clients call it by; * takes any. Repeatable.")
@@ -103,6 +115,7 @@ def up(
     port: int,
     log: str,
     blobs: str,
+    chunks: bool,
     with_kafka: bool,
     read_only: bool,
     public_host: tuple[str, ...],
@@ -128,7 +141,7 @@ def up(
 
     if log and with_kafka:
         raise SettingsError("expected --log or --with-kafka, got both", hint="--with-kafka brings its own broker")
-    plan = Plan(data.expanduser().absolute(), host, port, public_host, log, with_kafka, blobs)
+    plan = Plan(data.expanduser().absolute(), host, port, public_host, log, with_kafka, blobs, chunks)
     choose_blobs(plan.data, blobs)  # said here, before any process is started
     if read_only or (plan.data / AS_OF).exists():
         from icecore_api.read_only_serve import refuse_copy

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from icecore.errors import SettingsError
-from icecore_api.commands import DATA_DEFAULT, blobs_option
+from icecore_api.commands import DATA_DEFAULT, blobs_option, chunks_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -99,10 +99,12 @@ On a log without users it makes the owner; the key is ICECORE_OWNER_KEY, or else
 )
 @_options(8701)
 @blobs_option
+@chunks_option
 @click.option("--url", default="", envvar="ICECORE_PUBLIC_URL", help="The address people reach the gateways by.")
-def store(log: str, data: Path, host: str, port: int, blobs: str, url: str) -> None:
+def store(log: str, data: Path, host: str, port: int, blobs: str, chunks: bool, url: str) -> None:
     """Fold the log into a store in the data folder, and answer queries from it. One for each data folder."""
-    _become("icecore_api.serve", log, data, host, port, ["--url", url, "--blobs", blobs, "--alone"])
+    more = ["--url", url, "--blobs", blobs, "--alone", *(["--chunks"] if chunks else [])]
+    _become("icecore_api.serve", log, data, host, port, more)
 
 
 def _become(module: str, log: str, data: Path, host: str, port: int, more: list[str]) -> None:

@@ -53,6 +53,8 @@ class Plan:
     """Start a Kafka broker of our own, in the data folder."""
     blobs: str = ""
     """A bucket for the bytes of artifacts, where they are not in the data folder: s3://…"""
+    chunks: bool = False
+    """Keep large blobs in the data folder in chunks."""
 
     @property
     def log_address(self) -> str | Path:
@@ -329,7 +331,7 @@ def child_processes(plan: Plan, listener: socket.socket) -> list[Child]:
     """The gateway and the store of one machine."""
     python = [sys.executable, "-m"]
     data = ["--data", str(plan.data), *(("--log", plan.log) if plan.log else ())]
-    blobs = ["--blobs", plan.blobs] if plan.blobs else []
+    blobs = [*(("--blobs", plan.blobs) if plan.blobs else ()), *(("--chunks",) if plan.chunks else ())]
     fd = listener.fileno()
     public = [word for name in plan.public_hosts for word in ("--public-host", name)]
     return [
