@@ -54,14 +54,17 @@ class _Decisions:
     _reasons: asyncio.Task[Mapping[tuple[int, int], str]] | None = field(default=None)
 
     async def reasons(self) -> Mapping[tuple[int, int], str]:
-        """(partition, offset) -> why it was rejected, once all are folded; nothing where they are not, in time."""
+        """(partition, offset) -> why it was rejected, once all are folded.
+
+        Raises:
+            NotYet: they are not, in time.
+        """
         if self._reasons is None:
             self._reasons = asyncio.create_task(self._read())
         return await asyncio.shield(self._reasons)
 
     async def _read(self) -> Mapping[tuple[int, int], str]:
-        if not await self.store.wait_async(Token.after(self.positions), self.within_s):
-            return {}
+        await wait_for(self.store, Token.after(self.positions), self.within_s)
         offsets = [position.offset for position in self.positions]
         bounds = {"stream": str(LEDGER), "first": min(offsets), "last": max(offsets)}
         with closing(self.store.cursor()) as cursor:
@@ -94,7 +97,6 @@ class Commands:
         positions, decisions = await self._append(who, events)
         token = Token.after(positions)
         reasons = await decisions.reasons()
-        await wait_for(decisions.store, token, 0)
         for position in positions:
             if reason := reasons.get((position.partition, position.offset)):
                 raise Rejected(reason, position=str(position))
