@@ -72,11 +72,19 @@ class Artifact(Folder):
             self._home = home
 
     def log_to(
-        self, home: Home, run: tuple[str, str, str], aliases: list[str], tags: list[str], *, logged: bool = True
+        self,
+        home: Home,
+        run: tuple[str, str, str],
+        aliases: list[str],
+        tags: list[str],
+        *,
+        logged: bool = True,
+        after: Pending | None = None,
     ) -> Pending | None:
         """Begin to log it as an output of a run; None where it is not to be kept.
 
-        One that was logged before gets the aliases and tags, and the run is noted.
+        One that was logged before gets the aliases and tags, and the run is noted. It waits until `after` has ended:
+        versions of one name are numbered in the order in which a run logs them.
         """
         self.put_home(home)
         self.wait()
@@ -100,6 +108,8 @@ class Artifact(Folder):
         }
 
         def work(progress: Progress) -> None:
+            while after is not None and not after.ended(60.0):
+                pass
             self._take(home.commit(where, entries, sources, words, progress))
             if self._staging is not None:
                 self._staging.cleanup()

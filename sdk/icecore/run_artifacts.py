@@ -66,12 +66,18 @@ class RunArtifacts:
             )
         self._expect_server("log_artifact", going=True)
         chosen = [alias for alias in check_tags(aliases) if alias != LATEST]
+        pid, uploads = self._uploads
+        uploads = uploads if pid == os.getpid() else []
+        name = artifact.collection_name
         pending = artifact.log_to(
-            self._artifacts(), self._parts, chosen, check_tags(tags), logged=self._settings.mode != "disabled"
+            self._artifacts(),
+            self._parts,
+            chosen,
+            check_tags(tags),
+            logged=self._settings.mode != "disabled",
+            after=next((earlier for one, earlier in reversed(uploads) if one.collection_name == name), None),
         )
         if pending is not None:
-            pid, uploads = self._uploads
-            uploads = uploads if pid == os.getpid() else []
             uploads.append((artifact, pending))
             self._uploads = (os.getpid(), uploads)
         return artifact
