@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 
 from blob_folders import LARGE, digest_of, erased, everything, files, framed, noise, ranged, sent
-from icecore.errors import BlobsMissing, Conflict, DigestMismatch, Invalid, NotFound, ReadOnlyCopy, TooLarge
+from icecore.errors import (
+    BlobDamaged,
+    BlobsMissing,
+    Conflict,
+    DigestMismatch,
+    Invalid,
+    NotFound,
+    ReadOnlyCopy,
+    TooLarge,
+)
 from icecore_api.blobs.local import LocalBlobs
 from icecore_api.blobs.packs import frame, frame_head
 from icecore_api.blobs.remote import RemoteBlobs
@@ -60,6 +69,15 @@ class Place:
         if self.bucket is not None:
             return sum(self.bucket.files().values())
         return sum((self.folder / name).stat().st_size for name in files(self.folder))
+
+    def hurt(self) -> None:
+        """Change a bit in the middle of every file or object."""
+        root = self.folder if self.bucket is None else self.bucket.server.objects(self.bucket.prefix)
+        for name in self.objects():
+            if not name.endswith(".parts"):
+                data = bytearray((root / name).read_bytes())
+                data[len(data) // 2] ^= 1
+                (root / name).write_bytes(data)
 
     def forget_index(self) -> None:
         """Lose what is only a copy."""
@@ -407,3 +425,38 @@ def test_what_is_open_stays_readable_while_others_are_erased(place: Place) -> No
         assert await blobs.missing([digest_of(large)]) == [digest_of(large)]
 
     place.play(story)
+
+
+def test_what_is_damaged_is_found_and_healed_by_coming_again(place: Place) -> None:
+    """A scrub names blobs whose bytes have changed; then they are missing until they come again, by any way."""
+    small, single, large = noise(1, 900), noise(2, LARGE), noise(3, LARGE)
+    parts = Parts(digest_of(large), LARGE, 1 << 20)
+    digests = [digest_of(one) for one in (small, single, large)]
+
+    async def fill(blobs: BlobStore) -> None:
+        await blobs.put_small(framed([small]))
+        await blobs.put(digests[1], sent(single))
+        for part in range(parts.number):
+            await blobs.put_part(parts, part, sent(large[part << 20 : (part + 1) << 20]))
+        await blobs.complete(parts)
+
+    async def find(blobs: BlobStore) -> None:
+        assert sorted(hurt.digest for hurt in blobs.scrub()) == sorted(digests)
+        with pytest.raises(BlobDamaged):
+            await blobs.read(digests[0])
+
+    async def heal(blobs: BlobStore) -> None:
+        assert await blobs.missing(digests) == digests
+        await fill(blobs)
+        assert await blobs.missing(digests) == []
+        assert [await blobs.read(digest) for digest in digests] == [small, single, large]
+        assert list(blobs.scrub()) == []
+
+    async def later(blobs: BlobStore) -> None:
+        assert [await blobs.read(digest) for digest in digests] == [small, single, large]
+
+    place.play(fill)
+    place.hurt()
+    place.play(find, heal, later)
+    place.forget_index()
+    place.play(later)

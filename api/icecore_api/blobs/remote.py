@@ -192,7 +192,9 @@ class RemoteBlobs:
             return
         if draft.size <= PART_BYTES:
             async with self._uploads.alone(digest):
-                await self._objects.create(whole_key(digest), await asyncio.to_thread(draft.path.read_bytes))
+                content = await asyncio.to_thread(draft.path.read_bytes)
+                hurt = digest in self.index.hurt()
+                await (self._objects.replace if hurt else self._objects.create)(whole_key(digest), content)
                 self.index.add_whole(digest, draft.size)
             return
         parts = Parts(digest, draft.size, max(PART_BYTES, -(-draft.size // most("upload_parts"))))
@@ -365,7 +367,9 @@ class RemoteBlobs:
 
     def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
         """Read every blob again; those that are damaged or missing."""
-        return scrub(self._objects, self.index, progress)
+        for hurt in scrub(self._objects, self.index, progress):
+            self.index.mark_hurt(hurt.digest)
+            yield hurt
 
 
 def _send(request: SignedRequest, content: bytes) -> int:

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS blobs (
     touched REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_of_pack ON blobs (pack, offset);
 CREATE TABLE IF NOT EXISTS joins (digest BLOB PRIMARY KEY, words TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hurt (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lost (digest BLOB PRIMARY KEY, size INTEGER NOT NULL, place TEXT NOT NULL) WITHOUT ROWID;
 """
 _VERSION: Final = 1
@@ -163,8 +164,19 @@ class RemoteIndex:
         return found
 
     def sizes(self, digests: Iterable[str]) -> dict[str, int]:
-        """Bytes of those that are there; they are touched."""
-        return {digest: place.size for digest, place in self.find(digests, touch=True).items()}
+        """Bytes of those that are there, and not known to be hurt; they are touched."""
+        hurt = self.hurt()
+        return {digest: place.size for digest, place in self.find(digests, touch=True).items() if digest not in hurt}
+
+    def hurt(self) -> set[str]:
+        """Blobs whose bytes a scrub found damaged or gone, and which did not come again since."""
+        with self._lock:
+            return {digest.hex() for (digest,) in self._db.execute("SELECT digest FROM hurt").fetchall()}
+
+    def mark_hurt(self, digest: str) -> None:
+        """A blob's bytes are damaged or gone: what comes under its digest next takes their place."""
+        with self._writing() as db:
+            db.execute("INSERT OR IGNORE INTO hurt SELECT digest FROM blobs WHERE digest = ?", (bytes.fromhex(digest),))
 
     def touched(self, digests: Iterable[str]) -> dict[str, float]:
         """When those that are there were last touched."""
@@ -235,8 +247,11 @@ class RemoteIndex:
 
     def add_pack(self, name: str, length: int, found: Iterable[Entry]) -> None:
         """Take a pack's entries. A blob that lies elsewhere already stays there."""
+        entries = list(found)
         with self._writing() as db:
-            _insert_pack(db, name, length, found)
+            for entry in entries:
+                _heal(db, entry.digest)
+            _insert_pack(db, name, length, entries)
 
     def replace_pack(self, old: str, new: tuple[str, int, Sequence[Entry]] | None) -> None:
         """A pack has gone, and of its blobs only those are left that are in a new one."""
@@ -253,11 +268,13 @@ class RemoteIndex:
     def add_whole(self, digest: str, size: int) -> None:
         """A blob is there as one object."""
         with self._writing() as db:
+            _heal(db, bytes.fromhex(digest))
             _insert(db, bytes.fromhex(digest), _WHOLE, 0, size)
 
     def add_join(self, join: Join) -> None:
         """A blob is there in several objects."""
         with self._writing() as db:
+            _heal(db, bytes.fromhex(join.parts.digest))
             if _insert(db, bytes.fromhex(join.parts.digest), _JOINED, 0, join.parts.size):
                 _insert_join(db, join)
 
@@ -280,7 +297,9 @@ class RemoteIndex:
                 if digest.hex() not in (seen.whole if pack == _WHOLE else seen.joins):
                     db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
                     db.execute("DELETE FROM joins WHERE digest = ?", (digest,))
-            for name, (length, found) in seen.packs.items():
+            for name, (length, found) in sorted(
+                seen.packs.items(), reverse=True
+            ):  # what came last took a hurt one's place
                 if found is not None:
                     _insert_pack(db, name, length, found)
             for text, size in seen.whole.items():
@@ -288,6 +307,7 @@ class RemoteIndex:
             for text, join in seen.joins.items():
                 if join is not None and _insert(db, bytes.fromhex(text), _JOINED, 0, join.parts.size):
                     _insert_join(db, join)
+            db.execute("DELETE FROM hurt WHERE digest NOT IN (SELECT digest FROM blobs)")
             after = _rows(db)
             lost = [(digest, size, place) for digest, (size, place) in before.items() if digest not in after]
             db.executemany("INSERT OR REPLACE INTO lost VALUES (?, ?, ?)", lost)
@@ -333,6 +353,13 @@ def _rows(db: sqlite3.Connection) -> dict[bytes, tuple[int, str]]:
         )
         for digest, size, name, pack in rows
     }
+
+
+def _heal(db: sqlite3.Connection, digest: bytes) -> None:
+    """Let go of a blob that is hurt: it comes again."""
+    if db.execute("DELETE FROM hurt WHERE digest = ?", (digest,)).rowcount:
+        db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        db.execute("DELETE FROM joins WHERE digest = ?", (digest,))
 
 
 def _insert(db: sqlite3.Connection, digest: bytes, pack: int, offset: int, size: int) -> bool:

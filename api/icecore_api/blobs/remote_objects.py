@@ -102,6 +102,11 @@ class Objects:
                 return False
         return True
 
+    async def replace(self, key: str, content: bytes | bytearray) -> None:
+        """Put an object, whatever is there. Whole and durable, or not at all."""
+        with self.asking("keep an object"):
+            await obstore.put_async(self.store, key, content, use_multipart=False)
+
     async def copy(self, source: str, target: str) -> None:
         """Copy an object inside of the bucket; its bytes do not come here."""
         with self.asking("copy an object"):

@@ -109,10 +109,13 @@ class RemoteUploads:
     async def put(self, parts: Parts, part: int, content: bytes | bytearray) -> None:
         """Keep a part that came through the server."""
         sha = (await asyncio.to_thread(hashlib.sha256, content)).hexdigest()
-        await self._objects.create(part_key(COMING, parts, part, sha), content)
+        hurt = parts.digest in self._index.hurt()
+        await (self._objects.replace if hurt else self._objects.create)(part_key(COMING, parts, part, sha), content)
 
     async def under_way(self, digest: str) -> list[UnderWay]:
         """The uploads of a blob that are not finished, the one last written to first."""
+        if digest in self._index.hurt():
+            return []  # nobody knows which of its parts are what they were
         found = await self._pieces(f"{COMING}/{digest}")
         written: dict[Parts, float] = {}
         for piece in found:
@@ -131,13 +134,20 @@ class RemoteUploads:
         async with self.alone(parts.digest):
             if size := self._index.sizes([parts.digest]):
                 return size[parts.digest]
-            if parts.number == 1 and await self._objects.size(whole_key(parts.digest)) == parts.size:
-                self._index.add_whole(parts.digest, parts.size)  # only bytes of its digest could come there
+            if parts.number == 1 and await self._is_whole(parts):
+                self._index.add_whole(parts.digest, parts.size)
                 return parts.size
             join = await self._checked(parts, self._chosen(parts, await self._pieces(part_folder(COMING, parts))))
-            await self._objects.create(join_key(parts.digest), join.encoded())
+            await self._objects.replace(join_key(parts.digest), join.encoded())  # one that is there may name other parts
             self._index.add_join(join)
             return parts.size
+
+    async def _is_whole(self, parts: Parts) -> bool:
+        """Whether the blob is there as one object. Only bytes of its digest can come there, but may change later."""
+        key = whole_key(parts.digest)
+        if await self._objects.size(key) != parts.size:
+            return False
+        return parts.digest not in self._index.hurt() or await self._hash([(key, parts.size)]) == parts.digest
 
     def _chosen(self, parts: Parts, found: Iterable[Piece]) -> list[Piece]:
         """One of each part: the one that came last.
@@ -162,9 +172,14 @@ class RemoteUploads:
         if not out_of_reach:
             for piece in pieces:
                 await self._objects.copy(piece.object.key, join.key(piece.part))
-        known = out_of_reach and parts.number == 1 and pieces[0].sha == parts.digest
+        known = (
+            out_of_reach
+            and parts.number == 1
+            and pieces[0].sha == parts.digest
+            and not self._index.find([parts.digest])
+        )
         if not (known or (out_of_reach and self._verify == "parts")):
-            got = await self._digest(join)
+            got = await self._hash([(join.key(part), parts.size_of(part)) for part in range(parts.number)])
             if got != parts.digest:
                 await self.forget(parts)
                 raise mismatch(parts.digest, got)
@@ -172,11 +187,10 @@ class RemoteUploads:
             await self._objects.remove([piece.object.key for piece in pieces])
         return join
 
-    async def _digest(self, join: Join) -> str:
+    async def _hash(self, objects: Iterable[tuple[str, int]]) -> str:
+        """The SHA-256 of objects, one after another, given their keys and sizes."""
         hashed = hashlib.sha256()
-        spans = [
-            span for part in range(join.parts.number) for span in spans_of(join.key(part), 0, join.parts.size_of(part))
-        ]
+        spans = [span for key, size in objects for span in spans_of(key, 0, size)]
         async for piece in self._objects.stream(spans):
             await asyncio.to_thread(hashed.update, piece)
         return hashed.hexdigest()
@@ -231,7 +245,7 @@ class RemoteUploads:
         Raises:
             Conflict: it is a blob already, or is being made one.
         """
-        if self._busy[parts.digest] or self._index.find([parts.digest]):
+        if self._busy[parts.digest] or self._index.sizes([parts.digest]):
             raise Conflict(
                 "expected an upload that is under way, it is being completed",
                 hint="ask for the blob: it may be there already",
