@@ -18,6 +18,7 @@ from icecore.collecting import collecting_later
 from icecore.errors import Invalid, ServerFailed, ServerUnreachable, UsageError
 from icecore.hashing import hash_descriptor, hash_files
 from icecore.manifest import Entry
+from icecore.progress_line import shown
 from icecore.references import fetch
 from icecore.stat_cache import StatCache
 from icecore.target import STAGING, Target, by_folder
@@ -42,6 +43,8 @@ class Downloader:
     cache: BlobCache
     stats: StatCache
     progress: Progress = field(default_factory=Progress)
+    silent: bool = True
+    """Whether a terminal is told nothing."""
 
     def manifest(self, digest: str) -> dict[str, Entry]:
         """A version's entries.
@@ -72,7 +75,7 @@ class Downloader:
         target = Target(root)
         target.check(entries.keys())
         absent = self._absent(root, entries)
-        with target, collecting_later():
+        with target, collecting_later(), shown(self.progress, f"downloading to {root}", silent=self.silent):
             for folder in by_folder([path for path in absent if path.endswith("/")]):
                 with target.folder(folder):
                     pass
@@ -240,7 +243,10 @@ class Downloader:
                 draft.unlink(missing_ok=True)  # stays readable for as long as it is open here
         except OSError as error:
             os.close(descriptor)
-            raise UsageError(f"expected room for {one.size} bytes in {self.cache.folder}, got: {error}") from error
+            raise UsageError(
+                f"expected room for {one.size} bytes in {self.cache.folder}, got: {error.strerror or error}",
+                hint="free some space, or set ICECORE_ARTIFACT_CACHE to another folder: what has come is kept",
+            ) from error
         except BaseException:
             os.close(descriptor)
             raise
@@ -256,7 +262,7 @@ class Downloader:
                 start = number * PART_BYTES
                 stop = min(start + PART_BYTES, one.size)
                 data = self.client.get(one.digest, start, stop)
-                os.pwrite(descriptor, data, start)
+                _write_at(descriptor, data, start)
                 notes.write(f"{number}\n")
                 notes.flush()
                 self.progress.add(stop - start)
@@ -289,6 +295,13 @@ class _Placer:
             self._descriptor = self._open.enter_context(self._target.folder(folder))
             self._folder = folder
         self._target.write(self._descriptor, name, data)
+
+
+def _write_at(descriptor: int, data: bytes, at: int) -> None:
+    """All of `data`: a disk that is nearly full takes some, and only then says so."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, memoryview(data)[done:], at + done)
 
 
 def _batches(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
