@@ -138,7 +138,8 @@ class RemoteUploads:
                 self._index.add_whole(parts.digest, parts.size)
                 return parts.size
             join = await self._checked(parts, self._chosen(parts, await self._pieces(part_folder(COMING, parts))))
-            await self._objects.replace(join_key(parts.digest), join.encoded())  # one that is there may name other parts
+            # replaced: one that is there may name other parts
+            await self._objects.replace(join_key(parts.digest), join.encoded())
             self._index.add_join(join)
             return parts.size
 
