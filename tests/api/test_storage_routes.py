@@ -149,10 +149,10 @@ def test_storage_is_exact(steps: list[tuple[str, list[str], bool]], tmp_path_fac
             left = await ask(app, "GET", "storage?by=collection")
             assert (left["total"]["reclaimable"], left["total"]["disk"]) == (0, du(folder))
             assert left["total"]["unique"] == total["unique"]
-            for (path, name), (files, gone) in made.items():
+            for (path, name), (kept, gone) in made.items():
                 answer = await app.client.get(f"{ROOT}/{path}/{name}")
                 assert answer.status_code == (404 if gone else 200)
-                for file in files if not gone else ():
+                for file in kept if not gone else ():
                     digest = hashlib.sha256(content(file)).hexdigest()
                     assert (await app.client.get(f"/api/v1/blobs/{digest}")).content == content(file)
 
