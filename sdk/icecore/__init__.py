@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from icecore.api import Api as Api
     from icecore.artifact import Artifact as Artifact
+    from icecore.bundle import Bundle as Bundle
     from icecore.config import Config as Config
     from icecore.errors import IcecoreError as IcecoreError
     from icecore.errors import UsageError as UsageError
@@ -42,6 +43,7 @@ _HOMES: Final = {
     "Api": "icecore.api",
     "Artifact": "icecore.artifact",
     "ArtifactTTL": "icecore.util",
+    "Bundle": "icecore.bundle",
     "Config": "icecore.config",
     "IcecoreError": "icecore.errors",
     "Run": "icecore.run",
@@ -59,6 +61,7 @@ __all__ = [
     "Api",
     "Artifact",
     "ArtifactTTL",
+    "Bundle",
     "Config",
     "IcecoreError",
     "Run",

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from icecore.api_registry import RegistryQueries
 from icecore.artifact_names import Name, parse_name
 from icecore.errors import NotFound, UsageError
-from icecore.http import JsonClient
-from icecore.settings import Settings
 
 if TYPE_CHECKING:
     from icecore.artifact import Artifact
     from icecore.artifact_home import Home
 
 
-class ArtifactQueries:
+class ArtifactQueries(RegistryQueries):
     """The part of `icecore.Api` that is about artifacts."""
-
-    settings: Settings
-    client: JsonClient
-
-    @cached_property
-    def _home(self) -> Home:
-        from icecore.artifact_home import Home
-
-        return Home(self.settings)
 
     def artifact(self, name: str, type: str | None = None) -> Artifact:  # noqa: A002 - the name people know
         """A version by `name`, `name:alias`, `project/name:v3` or `entity/project/name:alias`.
@@ -43,15 +32,15 @@ class ArtifactQueries:
         from icecore.artifact import Artifact
 
         at = self._artifact_name(name)
-        found = self._home.version(at)
+        found = self.artifact_home.version(at)
         if type is not None and found["type"] != type:
             raise UsageError(f"expected {at} to be of type {type!r}, got {found['type']!r}")
-        return Artifact.of(self._home, found)
+        return Artifact.of(self.artifact_home, found)
 
     def artifact_exists(self, name: str, type: str | None = None) -> bool:  # noqa: A002 - the name people know
         """Whether there is such a version."""
         try:
-            found = self._home.version(self._artifact_name(name))
+            found = self.artifact_home.version(self._artifact_name(name))
         except NotFound:
             return False
         return type in (None, found["type"])
@@ -79,7 +68,7 @@ class ArtifactQueries:
         at = self._artifact_name(name)
         asked = [dict(filters)] if filters else []
         asked += [{"tags": tag} for tag in ([tags] if isinstance(tags, str) else tags or ())]
-        return Versions(self._home, at, type_name, {"$and": asked} if asked else {}, per_page)
+        return Versions(self.artifact_home, at, type_name, {"$and": asked} if asked else {}, per_page)
 
     def artifact_collections(self, project_name: str | None, type_name: str | None = None) -> list[Collection]:
         """The artifacts of a project, by name.

@@ -15,9 +15,9 @@ import orjson
 
 from icecore import manifest
 from icecore.artifact_draft import plainly
-from icecore.artifact_folder import Folder
 from icecore.artifact_home import Home
-from icecore.artifact_names import LATEST, Name
+from icecore.artifact_links import Linked
+from icecore.artifact_names import LATEST, Name, other_route
 from icecore.config import plain
 from icecore.errors import Conflict, NotFound, UsageError
 from icecore.events import check_path_part
@@ -27,7 +27,7 @@ from icecore.pending import Pending
 from icecore.transfer import Progress
 
 
-class Artifact(Folder):
+class Artifact(Linked):
     """Files under a name. Add files and log it, or get one that was logged with `use_artifact` or `Api().artifact`.
 
     Args:
@@ -91,7 +91,8 @@ class Artifact(Folder):
         if self._doc is None:  # else they are what they were when it was read: they may have moved since
             aliases = list(dict.fromkeys([*aliases, *(alias for alias in self.aliases if alias != LATEST)]))
         tags = list(dict.fromkeys([*self.tags, *tags]))
-        entries = dict(self._listed())
+        parts = self._parts_for(Name(run[0], run[1], self._base, LATEST))
+        entries = {} if parts else dict(self._listed())
         sources = {digest: self._sources[digest] for digest, _, _ in entries.values() if digest in self._sources}
         plainly(manifest.check_tree, entries.keys())
         where = Name(run[0], run[1], self._base, LATEST)
@@ -110,18 +111,55 @@ class Artifact(Folder):
         def work(progress: Progress) -> None:
             while after is not None and not after.ended(60.0):
                 pass
-            self._take(home.commit(where, entries, sources, words, progress))
-            if self._staging is not None:
-                self._staging.cleanup()
-                self._staging = None
+            if parts:
+                self._take(home.client.ask("POST", other_route("bundles", where), body={**words, "parts": parts}))
+            else:
+                self._take(home.commit(where, entries, sources, words, progress))
+            self._clear()
 
         self._pending = Pending(work) if logged else None
         return self._pending
 
+    def _clear(self) -> None:
+        """Let go of files that were made for it: their bytes are on the server."""
+        if self._staging is not None:
+            self._staging.cleanup()
+            self._staging = None
+
+    def send_part(
+        self, home: Home, run: tuple[str, str, str], distributed_id: str, finish: list[str] | None = None
+    ) -> None:
+        """Send its files as one writer's of a version of several; durable when it returns.
+
+        Args:
+            home: where to.
+            run: of this process.
+            distributed_id: what the writers call the version to be.
+            finish: make the version now, with these aliases; None leaves it open.
+        """
+        self.put_home(home)
+        at = Name(run[0], run[1], self._base, LATEST)
+        address, whose = other_route("parts", at, distributed_id), "/".join(run)
+        entries = dict(self._listed())
+        if entries or finish is None:
+            home.commit(at, entries, dict(self._sources), {"run": whose}, Progress(), address)
+        self._clear()
+        if finish is not None:
+            words = {"type": self._type, "description": self.description, "metadata": check_metadata(self.metadata)}
+            aliases = list(dict.fromkeys([*finish, *(alias for alias in self.aliases if alias != LATEST)]))
+            body = {**words, "aliases": aliases, "tags": self.tags, "run": whose, **self._ttl_words()}
+            self._take(home.client.ask("POST", f"{address}/finish", body=body))
+            self._entries = None
+
+    def _parts_for(self, run: Name) -> dict[str, str]:
+        """Of a bundle: its parts in full, where names without a project are of the run's."""
+        del run
+        return self.parts
+
     # ---- the next version, and changes
 
     def new_draft(self) -> Artifact:
-        """A draft with the same files, to change and log as the next version."""
+        """A draft with the same files, to change and log as the next version; of a bundle they are its parts' files."""
         self._logged()
         draft = Artifact(self._base, self._type, self.description, self.metadata)
         draft._home = self._home
@@ -131,7 +169,8 @@ class Artifact(Folder):
     def save(self) -> None:
         """Send what was changed: aliases, description, metadata, tags, ttl; a draft is logged to the current run.
 
-        An alias that was taken off is taken away only if it still names this version.
+        An alias that was taken off is taken away only if it still names this version. One that was added moves from
+        wherever it is, as in wandb; `icecore alias move --expect` says from where.
 
         Raises:
             Conflict: somebody moved an alias in between; the message says where to.

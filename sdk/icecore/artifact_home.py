@@ -50,7 +50,7 @@ class Home:
     def downloader(self) -> Downloader:
         """For one download."""
         cache = BlobCache(self.settings.artifact_cache, self.settings.artifact_cache_max)
-        return Downloader(self.blobs, cache, self.stats)
+        return Downloader(self.blobs, cache, self.stats, silent=self.settings.silent)
 
     def staging(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for files that are made for an artifact, deleted with the answer."""
@@ -67,6 +67,7 @@ class Home:
         sources: Mapping[str, Source],
         words: Mapping[str, Any],
         progress: Progress,
+        address: str = "",
     ) -> dict[str, Any]:
         """Send what the server lacks, and make a version of it.
 
@@ -76,6 +77,7 @@ class Home:
             sources: where the bytes of its blobs are, by digest; those of earlier versions may be left out.
             words: the other fields of the command.
             progress: is told of the bytes.
+            address: the command's, where it is another than the artifact's own.
 
         Returns:
             The version as the server tells it.
@@ -88,14 +90,14 @@ class Home:
             upload(self.blobs, everything, progress)
         # else it was a version before, and its blobs are there, unless they were deleted since
         try:
-            return dict(self.client.ask("POST", name.route, body=body))
+            return dict(self.client.ask("POST", address or name.route, body=body))
         except BlobsMissing as error:
             lacking = [str(found) for found in error.facts.get("missing", ())]
             if not lacking or not everything.keys() >= set(lacking):
                 raise
         upload(self.blobs, everything, progress)
         send(self.blobs, [everything[found] for found in lacking], Progress())
-        return dict(self.client.ask("POST", name.route, body=body))
+        return dict(self.client.ask("POST", address or name.route, body=body))
 
     def version(self, name: Name) -> dict[str, Any]:
         """The version that a name means now."""

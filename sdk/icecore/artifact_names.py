@@ -8,6 +8,9 @@ from urllib.parse import quote
 from icecore.errors import UsageError
 
 LATEST: Final = "latest"
+REGISTRY: Final = "registry"
+"""The entity whose projects are registries."""
+_WANDB: Final = "wandb-registry-"
 
 
 class Name(NamedTuple):
@@ -57,3 +60,40 @@ def parse_name(text: str, entity: str, project: str, ref: str = LATEST) -> Name:
         )
     whose, where, name = [entity, project][: 3 - len(parts)] + parts
     return Name(whose, where, name, named)
+
+
+def registry_name(target_path: str, kind: str, entity: str) -> Name:
+    """The collection that people name: `registry/model/churn`; also `churn` alone, and wandb's names for it.
+
+    Args:
+        target_path: `churn` is in `registry/TYPE`, `wandb-registry-model/churn` is `registry/model/churn`,
+            `project/churn` is of the entity, and three parts are as they stand.
+        kind: the version's type.
+        entity: the version's.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    path = target_path.partition(":")[0] if target_path.endswith(":latest") else target_path
+    parts = path.split("/")
+    if ":" in path or not 1 <= len(parts) <= 3 or not all(parts):
+        raise UsageError(f"expected a collection such as registry/model/churn, got {target_path[:200]!r}")
+    if len(parts) == 3 and parts[1].startswith(_WANDB):
+        parts = parts[1:]
+    if len(parts) == 1:
+        parts = [REGISTRY, kind, *parts]
+    elif len(parts) == 2 and parts[0].startswith(_WANDB):
+        parts = [REGISTRY, parts[0].removeprefix(_WANDB), parts[1]]
+    elif len(parts) == 2:
+        parts = [entity, *parts]
+    return Name(parts[0], parts[1], parts[2], LATEST)
+
+
+def registry_route(at: Name) -> str:
+    """Of a collection, below /api/v1/."""
+    return "registry/" + "/".join(quote(part, safe="") for part in (at.entity, at.project, at.name))
+
+
+def other_route(what: str, at: Name, *more: str) -> str:
+    """Of a bundle, or of a version of several writers, below /api/v1/."""
+    return "/".join([what, *(quote(part, safe="") for part in (at.entity, at.project, at.name, *more))])

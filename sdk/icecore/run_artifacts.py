@@ -138,6 +138,119 @@ class RunArtifacts:
         files = artifact.files()
         return str(Path(folder) / files[0].path) if len(files) == 1 else folder
 
+    def link_artifact(
+        self, artifact: Artifact, target_path: str, aliases: Sequence[str] | str | None = None
+    ) -> Artifact:
+        """Put a version into a collection of a registry, too, without copying a byte; a draft is logged first.
+
+        Args:
+            artifact: which.
+            target_path: the collection, e.g. `registry/model/churn`; `churn` alone is in `registry/TYPE`.
+            aliases: names that it is to have there, besides `latest`.
+
+        Returns:
+            The version as it is in the collection.
+
+        Raises:
+            Conflict: the collection refuses it; the message says why.
+        """
+        self._expect_server("link_artifact")
+        if artifact.is_draft():
+            self.log_artifact(artifact).wait()
+        return artifact.link(target_path, aliases)
+
+    def link_model(
+        self,
+        path: str | os.PathLike[str],
+        registered_model_name: str,
+        name: str | None = None,
+        aliases: Sequence[str] | str | None = None,
+    ) -> Artifact:
+        """Log a file or folder as a model, and put it into the collection `registry/model/REGISTERED_MODEL_NAME`.
+
+        Args:
+            path: the file or folder.
+            registered_model_name: the collection, by its name or path.
+            name: the artifact's name; by default made of the run's id and the path.
+            aliases: names that it is to have in the collection, besides `latest`.
+        """
+        return self.link_artifact(self.log_model(path, name).wait(), registered_model_name, aliases)
+
+    def upsert_artifact(
+        self,
+        artifact_or_local_path: Artifact | str | os.PathLike[str],
+        name: str | None = None,
+        type: str | None = None,  # noqa: A002 - the name people know
+        distributed_id: str | None = None,
+    ) -> Artifact:
+        """Send the files of this process for a version that several put together; `finish_artifact` makes it.
+
+        The same files again change nothing, so that a process that was killed may begin anew.
+
+        Args:
+            artifact_or_local_path: a draft with its files, or a file, folder or URI.
+            name: of a file or folder: the artifact's name.
+            type: of a file or folder: what it is.
+            distributed_id: what all its writers call the version to be; by default the run's group.
+
+        Returns:
+            The draft; its files are on the server, durably.
+
+        Raises:
+            UsageError: an argument makes no sense, or there is neither an id nor a group.
+        """
+        draft, shared = self._shared("upsert_artifact", artifact_or_local_path, name, type, distributed_id)
+        draft.send_part(self._artifacts(), self._parts, shared)
+        return draft
+
+    def finish_artifact(
+        self,
+        artifact_or_local_path: Artifact | str | os.PathLike[str],
+        name: str | None = None,
+        type: str | None = None,  # noqa: A002 - the name people know
+        aliases: Sequence[str] | str | None = None,
+        distributed_id: str | None = None,
+    ) -> Artifact:
+        """Send this process's files, and make one version of those of all processes.
+
+        Args:
+            artifact_or_local_path: a draft, with or without files of its own, or a file, folder or URI.
+            name: of a file or folder: the artifact's name.
+            type: of a file or folder: what it is.
+            aliases: names that the version is to have, besides `latest`.
+            distributed_id: as of `upsert_artifact`.
+
+        Raises:
+            Conflict: two writers have other bytes at one path; the message names both, and no version is made.
+        """
+        from icecore.artifact_names import LATEST
+        from icecore.fields import check_tags
+
+        draft, shared = self._shared("finish_artifact", artifact_or_local_path, name, type, distributed_id)
+        chosen = [alias for alias in check_tags(aliases) if alias != LATEST]
+        draft.send_part(self._artifacts(), self._parts, shared, finish=chosen)
+        return draft
+
+    def _shared(
+        self,
+        call: str,
+        given: Artifact | str | os.PathLike[str],
+        name: str | None,
+        kind: str | None,
+        shared: str | None,
+    ) -> tuple[Artifact, str]:
+        """The draft, and what its writers call it."""
+        from icecore.artifact import Artifact
+
+        self._expect_server(call, going=True)
+        shared = shared or str(getattr(self, "group", "") or self._settings.run_group)
+        if not shared:
+            raise UsageError(f"expected a distributed_id for {call}, got none", hint="or give the run a group")
+        draft = given if isinstance(given, Artifact) else self._of_path(os.fspath(given), name, kind or "unspecified")
+        if not draft.is_draft():
+            raise UsageError(f"expected a draft for {call}, got {draft.name}, which was logged")
+        return draft, shared
+
     def _of_path(self, path: str, name: str | None, kind: str) -> Artifact:
         from icecore.artifact import Artifact
 

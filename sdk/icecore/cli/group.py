@@ -24,6 +24,9 @@ CLIENT_COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gc": ("icecore.cli.retention:gc", "Erase the bytes that nobody needs any more."),
     "storage": ("icecore.cli.retention:storage", "Say what artifacts weigh."),
     "scrub": ("icecore.cli.scrub:scrub", "Read every blob again, and name what is hurt."),
+    "registry": ("icecore.cli.registry:registry", "Collections of versions, and what they ask."),
+    "promote": ("icecore.cli.registry:promote", "Let an alias name a version, if its checks hold."),
+    "cache": ("icecore.cli.cache:cache", "The files of artifacts kept on this machine."),
     "sync": ("icecore.cli.sync:sync", "Send what is waiting on this machine."),
     "log": ("icecore.cli.log:log", "Look at the events themselves."),
 }
