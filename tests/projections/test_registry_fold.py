@@ -123,6 +123,18 @@ def test_what_was_unlinked_is_gone_and_its_source_free() -> None:
     assert changes.state.versions[VersionKey(NAME, 0)].deleted
 
 
+def test_what_was_logged_too_stays_when_it_is_unlinked() -> None:
+    """A version that a link made and a run logged again is the run's; logged after it was deleted, it has no links."""
+    changes = folded(commit("a"), link(), commit("a", artifact=CHURN), unlink())
+    assert reasons(changes) == []
+    version = changes.state.versions[VersionKey(CHURN, 0)]
+    assert (version.deleted, version.linked, version.sources) == (False, False, [])
+    gone = [ArtifactDeleted(artifact=CHURN, version=0), ArtifactDeleted(artifact=NAME, version=0)]
+    changes = folded(commit("a"), link(), *gone, commit("a", artifact=CHURN))
+    assert reasons(changes) == []
+    assert changes.state.versions[VersionKey(CHURN, 0)].sources == []
+
+
 @pytest.mark.parametrize(
     ("events", "words"),
     [
@@ -365,6 +377,13 @@ def test_it_does_not_matter_how_the_records_are_batched(tmp_path: Path) -> None:
         ArtifactDeleted(artifact=CHURN, version=1),
         ArtifactDeleted(artifact=NAME, version=1),
         PartLogged(artifact=NAME, distributed_id="d", digest="x"),
+        commit("c", artifact=CHURN),
+        commit("e"),
+        link(2, "e"),
+        commit("e", artifact=CHURN),
+        unlink(2, "e"),
+        bundle(BundlePart("m", NAME, 2, "e"), digest="f"),
+        commit("f", artifact=VQA, type="bundle", parts=[BundlePart("m", NAME, 2, "e")], tags=["t"]),
     ]
     for name in ("whole", "single"):
         (tmp_path / name).mkdir()

@@ -274,12 +274,13 @@ class Work:
             version = known
             tags = _distinct([*known.tags, *event.tags])
             if known.deleted or known.linked or tags != known.tags:
+                sources = [] if known.deleted else known.sources  # what linked it was let go of when it was deleted
                 version = msgspec.structs.replace(
-                    known, tags=tags, deleted=False, ended=None, linked=False, updated_ts=ts, off=at
+                    known, tags=tags, sources=sources, deleted=False, ended=None, linked=False, updated_ts=ts, off=at
                 )
                 self.put_version(version)
             collection = collection.without_deleted(version.number)
-        registry.keep_pinned(self, applied, version)
+        registry.keep_parts(self, applied, version)
         aliases = dict.fromkeys([LATEST, *event.aliases], version.number)
         self.put_collection(applied, collection, {**collection.aliases, **aliases}, "")
         if event.ttl is not None:

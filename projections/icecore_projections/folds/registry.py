@@ -153,8 +153,9 @@ def _link(work: Work, applied: Applied, event: ArtifactLinked) -> None:
             description=source.description,
             metadata=source.metadata,
             tags=source.tags,
-            sources=list(dict.fromkeys([*known.sources, name])),
+            sources=[name] if known.deleted else list(dict.fromkeys([*known.sources, name])),
             deleted=False,
+            ended=None,
             updated_ts=ts,
             off=at_,
         )
@@ -162,7 +163,7 @@ def _link(work: Work, applied: Applied, event: ArtifactLinked) -> None:
     work.put_version(version)
     aliases = dict.fromkeys([LATEST, *event.aliases], version.number)
     work.put_collection(applied, collection, {**collection.aliases, **aliases}, "")
-    keep_pinned(work, applied, version)
+    work.keeping.keep(applied, "link", VersionKey(event.source, source.number), by=event.artifact)
     work.edge(applied, VersionKey(event.artifact, version.number).scope, source, "linked", "")
 
 
@@ -201,6 +202,12 @@ def keep_pinned(work: Work, applied: Applied, version: Version) -> None:
             raise Refused(f"expected {key.scope}, which {own} is made of, to be there; it is {state}")
     for key in map(source_key, version.sources):
         work.keeping.keep(applied, "link", key, by=version.artifact)
+    keep_parts(work, applied, version)
+
+
+def keep_parts(work: Work, applied: Applied, version: Version) -> None:
+    """Keep a bundle's parts."""
+    own = VersionKey(version.artifact, version.number).scope
     for part in own_parts(version):
         work.keeping.keep(applied, "bundle", VersionKey(part.artifact, part.version), by=own)
 
