@@ -84,9 +84,7 @@ async def _moved(served: Served, name: str, moves: int, aliases: list[str]) -> t
     """Moves made, moves refused, seconds."""
     connections = [await Connection.to(served) for _ in aliases]
     began = time.perf_counter()
-    clients = (
-        _mover(each, name, alias, moves // CLIENTS) for each, alias in zip(connections, aliases, strict=True)
-    )
+    clients = (_mover(each, name, alias, moves // CLIENTS) for each, alias in zip(connections, aliases, strict=True))
     told = await asyncio.gather(*clients)
     seconds = time.perf_counter() - began
     for alias in set(aliases):

@@ -166,7 +166,9 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    results = run(args.scale)
+    from benchmarks import artifact_peers
+
+    results = [*run(args.scale), *artifact_peers.run(args.scale)]
     if args.json:
         sys.stdout.write(json.dumps(as_json(results), indent=2) + "\n")
     else:

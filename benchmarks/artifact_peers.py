@@ -1,0 +1,157 @@
+"""A folder of small files logged and downloaded by icecore, trackio, MLflow and DVC, in turns: seconds, and ratios.
+
+icecore works against a server of its own on this machine, and answers once everything is on disk (fsync); the others
+work in the same folder without a server, and sync nothing. DVC is `dvc add` and `dvc push` to a folder, then `dvc
+pull` without its cache; MLflow is `log_artifacts` to a local store; trackio is an artifact logged locally, of which
+`download` makes copies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.artifacts import SETTLED_S, Client, folder, small_files
+from benchmarks.peers import HOME, Peer
+from benchmarks.results import Result
+from benchmarks.server import serving
+
+FILES: Final = 100_000
+ROUNDS: Final = 2
+TARGETS: Final = {("dvc", "log"): 5.0, ("mlflow", "log"): 10.0, ("trackio", "log"): 1.0, ("dvc", "download"): 5.0}
+
+_TIMED: Final = """
+import json, os, shutil, subprocess, sys, time
+source, work = sys.argv[1:3]
+def timed(do):
+    began = time.perf_counter()
+    do()
+    return time.perf_counter() - began
+"""
+_SCRIPTS: Final = {
+    "dvc": (
+        "dvc==3.67.1",
+        """
+from dvc.cli import main
+os.chdir(work)
+shutil.copytree(source, "data")
+def dvc(*words):
+    if main([*words, "--quiet"]):
+        raise SystemExit(f"dvc {words}")
+dvc("init", "--no-scm")
+dvc("remote", "add", "-d", "store", os.path.join(work, "remote"))
+log = timed(lambda: (dvc("add", "data"), dvc("push")))
+again = timed(lambda: (dvc("add", "data"), dvc("push")))
+shutil.rmtree("data")
+shutil.rmtree(".dvc/cache")
+down = timed(lambda: dvc("pull"))
+print(json.dumps({"log": log, "again": again, "download": down}))
+""",
+    ),
+    "mlflow": (
+        "mlflow==3.17.2",
+        """
+os.chdir(work)
+import mlflow
+mlflow.set_tracking_uri(f"sqlite:///{work}/mlflow.db")
+mlflow.set_experiment("bench")
+with mlflow.start_run() as run:
+    log = timed(lambda: mlflow.log_artifacts(source, "data"))
+with mlflow.start_run():
+    again = timed(lambda: mlflow.log_artifacts(source, "data"))
+uri = f"runs:/{run.info.run_id}/data"
+os.mkdir("down")
+down = timed(lambda: mlflow.artifacts.download_artifacts(uri, dst_path="down"))
+print(json.dumps({"log": log, "again": again, "download": down}))
+""",
+    ),
+    "trackio": (
+        "trackio==0.43.0",
+        """
+os.environ["TRACKIO_DIR"] = work
+import trackio
+trackio.init(project="bench")
+def log_it():
+    artifact = trackio.Artifact("data", type="dataset")
+    artifact.add_dir(source)
+    trackio.log_artifact(artifact)
+log = timed(log_it)
+again = timed(log_it)
+down = timed(lambda: trackio.use_artifact("data").download(os.path.join(work, "down")))
+trackio.finish()
+print(json.dumps({"log": log, "again": again, "download": down}))
+""",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one round."""
+
+    log: float
+    again: float
+    download: float
+
+
+def run(scale: float, names: Sequence[str] = ("icecore", *_SCRIPTS)) -> list[Result]:
+    """Rounds in turns; the shortest time of each counts."""
+    count = max(200, round(FILES * scale))
+    rounds: dict[str, list[Times]] = {name: [] for name in names}
+    for _ in range(ROUNDS):
+        for name, done in rounds.items():
+            with folder() as home:
+                small_files(home / "files", count)
+                time.sleep(SETTLED_S)
+                done.append(_ours(home) if name == "icecore" else _theirs(name, home))
+    best = {
+        (name, step): min(getattr(times, step) for times in done)
+        for name, done in rounds.items()
+        for step in Times.__dataclass_fields__
+    }
+    said = {"log": "log", "again": "log again, unchanged,", "download": "download, cold,"}
+    results = [
+        Result(f"{name}: {said[step]} {count:,} files of 1 KB", seconds, "s") for (name, step), seconds in best.items()
+    ]
+    for (name, step), seconds in best.items():
+        if name != "icecore" and ("icecore", step) in best:
+            target = TARGETS.get((name, step)) if scale >= 1 else None
+            ratio = seconds / best["icecore", step]
+            results.append(
+                Result(f"{said[step].rstrip(',')}: icecore beside {name}", ratio, "times", target, "at least")
+                if target
+                else Result(f"{said[step].rstrip(',')}: icecore beside {name}", ratio, "times")
+            )
+    return results
+
+
+def _ours(home: Path) -> Times:
+    with serving(home / "server") as served:
+        client = Client(served, home / "client")
+        log, again = (float(client.do("log", home / "files", "data")["wall"]) for _ in range(2))
+        return Times(log, again, float(client.do("get", "data", home / "down")["wall"]))
+
+
+def _theirs(name: str, home: Path) -> Times:
+    requirement, script = _SCRIPTS[name]
+    python = Peer(name, requirement, 1.0, "").python().absolute()
+    work = home / "work"
+    work.mkdir()
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "HOME": str(home)}
+    done = subprocess.run(
+        [python, "-c", _TIMED + script, str(home / "files"), str(work)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} in {HOME / name}: {done.stdout[-500:]}{done.stderr[-2000:]}")
+    answer = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+    return Times(**json.loads(answer))
