@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,25 +218,38 @@ class _Backup:
         self._report({"stage": f"copy the {stream}", "done": done, "total": 0, "rate": round(done / seconds, 1)})
 
     def files(self, data: Path) -> int:
-        """Copy blobs and keys that are not in the backup yet; how many."""
+        """Copy blobs and keys that are not in the backup yet; how many.
+
+        Where one goes meanwhile, gc has erased it, or has packed anew what was left of it: all are looked at again.
+        """
         known = {entry.file: entry for entry in self._state.files}
+        copied = dict(known)
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                found = self._copied(data, copied)
+                break
+        new = sum(known.get(file) != entry for file, entry in found.items())
+        self._state = msgspec.structs.replace(self._state, files=list(found.values()))
+        return new
+
+    def _copied(self, data: Path, copied: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        """All files as they are in the backup by now; those of `copied` are there already, and what comes is added."""
         found: dict[str, FileEntry] = {}
         for name in KEPT:
             for path in sorted((data / name).rglob("*")):
-                if path.is_symlink() or not path.is_file():
+                if not stat.S_ISREG(path.lstat().st_mode):
                     continue
                 if name == "blobs" and path.relative_to(data / name).parts[0] in _MADE_AGAIN:
                     continue
                 file = str(PurePosixPath("files", *path.relative_to(data).parts))
-                entry = known.get(file)
+                entry = copied.get(file)
                 # a blob is named by what is in it; a key may be replaced by another of the same size
                 if entry is None or entry.size != path.stat().st_size or name != "blobs":
                     entry = _copy_file(path, self._folder, file)
-                    self.written += entry.size if entry != known.get(file) else 0
+                    self.written += entry.size if entry != copied.get(file) else 0
+                    copied[file] = entry
                 found[file] = entry
-        new = sum(known.get(file) != entry for file, entry in found.items())
-        self._state = msgspec.structs.replace(self._state, files=list(found.values()))
-        return new
+        return found
 
     def finish(self) -> Manifest:
         """Make the new state the backup; then remove what no longer belongs to it."""
