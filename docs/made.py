@@ -184,8 +184,19 @@ def settings_page() -> str:
         "## A log on Kafka\n\nNamed by `kafka://HOST:PORT,HOST:PORT?option=value&…` (`--log`, `ICECORE_LOG`). "
         "A URL holds no password: who we are comes from the environment."
     )
+    from icecore_api.blobs.remote_settings import PARAMETERS
+
+    words = ["| word | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in PARAMETERS.items())]
+    bucket = (
+        "## Blobs in a bucket\n\nNamed by `s3://BUCKET/PREFIX?word=value&…`, `az://…` or `gs://…` (`--blobs`, "
+        "`ICECORE_BLOBS`); without it, files in the data folder. Keys come from the environment, as for other programs, "
+        "or from a role: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, "
+        "`AWS_ENDPOINT_URL`; "
+        "`AZURE_STORAGE_ACCOUNT_NAME` and `…_KEY`; `GOOGLE_APPLICATION_CREDENTIALS`."
+    )
     seen = "What servers say and trace has settings of its own: [observability.md](observability.md#logs)."
     parts = ["# Settings", MADE, "\n".join(rows), seen, kafka, "\n".join(options), "\n".join(secrets)]
+    parts += [bucket, "\n".join(words)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,7 +1,7 @@
 """A real S3 server for tests: versitygw, built with Go once into the user's cache folder. Fixtures `s3` and `bucket`.
 
 Where it cannot be had (no Go, or no network for the first build), their tests are skipped, and the end of the run says
-so in red; with ICECORE_REQUIRE_S3=1, as in `.ci/run`, they fail instead. `python tests/s3_servers.py` builds it.
+so in red; with ICECORE_REQUIRE_S3=1 they fail instead. `python tests/s3_servers.py` builds it.
 """
 
 from __future__ import annotations

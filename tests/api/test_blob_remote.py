@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import subprocess
 import sys
 import uuid
@@ -153,7 +154,12 @@ def test_no_key_and_no_signed_address_is_told(
             "GET", f"{remote.url}/api/v1/status", headers={"Authorization": f"Bearer {remote.api_key}"}
         )
     assert status.json()["blobs_at"] == f"s3://blobs/{place.prefix}"
-    for words in (status.data.decode(), remote.log_file.read_text(), (remote.data / "blobs" / "BUCKET").read_text(), caplog.text):
+    for words in (
+        status.data.decode(),
+        remote.log_file.read_text(),
+        (remote.data / "blobs" / "BUCKET").read_text(),
+        caplog.text,
+    ):
         assert secret not in words
         assert "ignature=" not in words
 
@@ -184,3 +190,13 @@ def test_the_plan_says_when_it_ends(client: BlobClient, remote: Server) -> None:
     assert answer["expires_s"] == 900
     assert "X-Amz-Expires=900" in answer["url"]
     assert json.dumps(answer).count(remote.api_key) == 0
+
+
+def test_what_the_document_shows_works_with_a_bucket(remote: Server, place: Bucket, tmp_path: Path) -> None:
+    """The script that docs/artifacts.md shows for large files logs to a bucket and reads from it as well."""
+    text = (Path(__file__).parents[2] / "docs" / "artifacts.md").read_text("utf-8")
+    section = text.partition("## Large files, and bytes in a bucket\n")[2]
+    (script,) = re.findall(r"^```python\n(.*?)^```", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    done = remote.run("python", "-c", script, ICECORE_ARTIFACT_CACHE=str(tmp_path / "cache"))
+    assert done.stdout.splitlines()[-1] == "41000000"
+    assert sum(size for name, size in place.files().items() if "41000000-16777216" in name) == 41_000_000

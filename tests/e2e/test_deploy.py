@@ -222,7 +222,7 @@ def check_compose(words: list[str]) -> None:
     """The words after `docker compose` name profiles, files and services that are there."""
     services = COMPOSED["services"]
     profiles = {profile for service in services.values() for profile in service.get("profiles", [])}
-    while words[0] in {"--profile", "--env-file"}:
+    while words[0] in {"--profile", "--env-file", "-f"}:
         option, value, *words = words
         assert value in profiles if option == "--profile" else (ROOT / value).is_file()
     verb, *rest = words
@@ -237,3 +237,16 @@ def test_the_files_the_document_names_are_there() -> None:
 
     assert paths
     assert [path for path in sorted(paths) if not (ROOT / path).exists() and path != "deploy.md"] == []
+
+
+def test_the_overlay_for_a_bucket_gives_the_store_its_way_out() -> None:
+    """deploy/s3.yaml is a compose file, and changes nothing but where the store's bytes are."""
+    overlay = yaml.safe_load((ROOT / "deploy/s3.yaml").read_text("utf-8"))
+    schema = json.loads((ROOT / "tests/e2e/compose-spec.json").read_text("utf-8"))
+
+    assert jsonschema_rs.is_valid({**schema, "$schema": "https://json-schema.org/draft/2020-12/schema"}, overlay)
+    assert overlay["services"].keys() == {"store"}
+    assert set(overlay["services"]["store"]["networks"]) == {*COMPOSED["services"]["store"]["networks"], "bucket"}
+    assert set(overlay["services"]["store"]["environment"]) == {
+        "ICECORE_BLOBS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+    }  # fmt: skip

@@ -144,29 +144,33 @@ class RemoteIndex:
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def find(self, digests: Iterable[str], *, touch: bool = False) -> dict[str, Place]:
-        """Where those of `digests` lie that are there; `touch`: they are asked for now."""
-        asked, found = list(dict.fromkeys(digests)), {}
-        for first in range(0, len(asked), _AT_ONCE):
-            some = [bytes.fromhex(digest) for digest in asked[first : first + _AT_ONCE]]
-            marks = ",".join("?" * len(some))
-            with self._writing() as db:
-                rows = db.execute(
+    def find(self, digests: Iterable[str]) -> dict[str, Place]:
+        """Where those of `digests` lie that are there."""
+        found: dict[str, Place] = {}
+        for some, marks in _some(digests):
+            with self._lock:
+                rows = self._db.execute(
                     "SELECT b.digest, b.pack, b.offset, b.size, p.name, j.words FROM blobs b "  # noqa: S608 - only question marks
                     "LEFT JOIN packs p ON p.id = b.pack LEFT JOIN joins j ON j.digest = b.digest "
                     f"WHERE b.digest IN ({marks})",
                     some,
                 ).fetchall()
-                if touch and rows:
-                    there = [(time.time(), row[0]) for row in rows]
-                    db.executemany("UPDATE blobs SET touched = ? WHERE digest = ?", there)
             found.update({row[0].hex(): _place(*row) for row in rows})
         return found
 
     def sizes(self, digests: Iterable[str]) -> dict[str, int]:
         """Bytes of those that are there, and not known to be hurt; they are touched."""
-        hurt = self.hurt()
-        return {digest: place.size for digest, place in self.find(digests, touch=True).items() if digest not in hurt}
+        found: dict[str, int] = {}
+        for some, marks in _some(digests):
+            with self._writing() as db:
+                rows = db.execute(
+                    f"SELECT digest, size FROM blobs WHERE digest IN ({marks}) AND digest NOT IN (SELECT * FROM hurt)",  # noqa: S608 - only question marks
+                    some,
+                ).fetchall()
+                if rows:
+                    db.execute(f"UPDATE blobs SET touched = ? WHERE digest IN ({marks})", (time.time(), *some))  # noqa: S608 - only question marks
+            found.update({digest.hex(): size for digest, size in rows})
+        return found
 
     def hurt(self) -> set[str]:
         """Blobs whose bytes a scrub found damaged or gone, and which did not come again since."""
@@ -341,6 +345,14 @@ class RemoteIndex:
                 raise
 
 
+def _some(digests: Iterable[str]) -> Iterator[tuple[list[bytes], str]]:
+    """Digests, as many at once as one statement takes, and its question marks."""
+    asked = list(dict.fromkeys(digests))
+    for first in range(0, len(asked), _AT_ONCE):
+        some = [bytes.fromhex(digest) for digest in asked[first : first + _AT_ONCE]]
+        yield some, ",".join("?" * len(some))
+
+
 def _rows(db: sqlite3.Connection) -> dict[bytes, tuple[int, str]]:
     """Size and place of every blob."""
     rows = db.execute(
@@ -392,6 +404,7 @@ def _made(path: Path | None) -> sqlite3.Connection:
     db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None, timeout=10)
     try:
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")  # the bucket has what a power cut takes
         if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise _corrupt()
         if db.execute("PRAGMA user_version").fetchone()[0] not in {0, _VERSION}:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from icecore.errors import BlobDamaged
-from icecore_api.blobs.packs import frame_head
+from icecore_api.blobs.packs import HEAD, frame_head
 from icecore_api.blobs.remote_index import Place
-from icecore_api.blobs.remote_objects import Objects, Span, spans_of
+from icecore_api.blobs.remote_objects import PIECE_BYTES, Objects, Span, spans_of
 from icecore_api.blobs.store import SMALL_BYTES
 
 _BATCH_BYTES: Final = 8 << 20
@@ -120,16 +120,18 @@ async def frames_of(
         opened: opens a blob that lies alone, or whose pack has gone meanwhile.
     """
     batch: list[Place] = []
+    held = 0
     for digest in digests:
         place = places[digest]
-        if place.packed and sum(one.size for one in batch) < _BATCH_BYTES:
+        if place.packed and held < _BATCH_BYTES:
             batch.append(place)
+            held += place.size
             continue
         async for piece in _batch(batch, objects, opened):
             yield piece
-        batch = []
+        batch, held = [], 0
         if place.packed:
-            batch.append(place)
+            batch, held = [place], place.size
             continue
         async for piece in _frame(opened(digest)):
             yield piece
@@ -145,22 +147,35 @@ async def _batch(batch: Sequence[Place], objects: Objects, opened: Callable[[str
     found = dict(
         pair for pairs in await asyncio.gather(*(_of_pack(objects, *one) for one in by_pack.items())) for pair in pairs
     )
+    again = [place.digest for place in batch if place.digest not in found]  # their packs were written anew
+    for digest in again:
+        found[digest] = b"".join([piece async for piece in _frame(opened(digest))])[HEAD.size :]
+    if batch:
+        yield await asyncio.to_thread(_joined, batch, found)
+
+
+def _joined(batch: Sequence[Place], found: Mapping[str, bytes | memoryview]) -> bytes:
+    """The frames of blobs, each checked."""
+    pieces: list[bytes | memoryview] = []
     for place in batch:
-        content = found.get(place.digest)
-        if content is None:
-            async for piece in _frame(opened(place.digest)):
-                yield piece
-        else:
-            check(place.digest, hashlib.sha256(content).hexdigest())
-            yield frame_head(bytes.fromhex(place.digest), len(content)) + content
+        content = found[place.digest]
+        check(place.digest, hashlib.sha256(content).hexdigest())
+        pieces += (frame_head(bytes.fromhex(place.digest), len(content)), content)
+    return b"".join(pieces)
 
 
-async def _of_pack(objects: Objects, key: str, places: Sequence[Place]) -> list[tuple[str, bytes]]:
+async def _of_pack(objects: Objects, key: str, places: Sequence[Place]) -> list[tuple[str, bytes | memoryview]]:
     """Blobs of one pack; nothing where it has gone: it was written anew."""
     some = [place for place in places if place.size]
     starts, stops = [place.offset for place in some], [place.offset + place.size for place in some]
+    first, last = min(starts, default=0), max(stops, default=0)
+    got: Sequence[bytes | memoryview]
     try:
-        got = await objects.several(key, starts, stops) if some else []
+        if last - first <= 2 * sum(place.size for place in some) + PIECE_BYTES // 8:  # near each other
+            whole = memoryview(await objects.get(Span(key, first, last)))
+            got = [whole[start - first : stop - first] for start, stop in zip(starts, stops, strict=True)]
+        else:
+            got = await objects.several(key, starts, stops)
     except FileNotFoundError:
         return []
     return [(place.digest, b"") for place in places if not place.size] + [
