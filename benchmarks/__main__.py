@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.results import Result, as_json, machine, table
 
-MODULES = ("start", "client", "ingest", "kafka", "queries", "runs", "store", "artifacts", "lineage")
+MODULES = ("start", "client", "ingest", "kafka", "queries", "runs", "store", "artifacts", "chunking", "lineage")
 
 
 def measure(names: list[str], scale: float, console: Console) -> list[Result]:

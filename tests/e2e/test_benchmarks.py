@@ -9,7 +9,9 @@ import pytest
 from brokers import need_kafka
 
 
-@pytest.mark.parametrize("module", ["start", "client", "ingest", "queries", "runs", "store", "artifacts", "lineage"])
+@pytest.mark.parametrize(
+    "module", ["start", "client", "ingest", "queries", "runs", "store", "artifacts", "chunking", "lineage"]
+)
 def test_a_benchmark_runs_at_tiny_size(module: str) -> None:
     """Every benchmark module measures something and names it."""
     results = importlib.import_module(f"benchmarks.{module}").run(0.002)

@@ -62,13 +62,19 @@ class LocalBlobs:
         folder: DATA/blobs; made where it is not there.
         refuse: makes the error for whatever would change the folder; None lets it be changed.
         chunked: whether large blobs that come are kept in chunks; those that are there are read either way.
+        compressed: whether chunks are compressed where that saves.
 
     Raises:
         BlobError: the folder cannot be used.
     """
 
     def __init__(
-        self, folder: Path, refuse: Callable[[], IcecoreError] | None = None, *, chunked: bool = False
+        self,
+        folder: Path,
+        refuse: Callable[[], IcecoreError] | None = None,
+        *,
+        chunked: bool = False,
+        compressed: bool = True,
     ) -> None:
         self.folder = folder
         self._refuse = refuse
@@ -86,7 +92,9 @@ class LocalBlobs:
             if refuse is None:
                 self._files.tidy()
         self._shrinking = Shrinking(self.index, self._files, self._whole, self._naming)
-        self._chunking = Chunking(self.index.chunks, self._files, self._own_draft) if chunked else None
+        self._chunking = (
+            Chunking(self.index.chunks, self._files, self._own_draft, compress=compressed) if chunked else None
+        )
         self._hurt = self.index.hurt()
         """Damaged blobs that a scrub has found: they are not there, until they come again."""
         self._uploads = Uploads(folder / "uploads")
