@@ -190,8 +190,8 @@ def settings_page() -> str:
     bucket = (
         "## Blobs in a bucket\n\nNamed by `s3://BUCKET/PREFIX?word=value&…`, `az://…` or `gs://…` (`--blobs`, "
         "`ICECORE_BLOBS`); without it, files in the data folder. Keys come from the environment, as "
-        "for other programs, or from a role: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, "
-        "`AWS_ENDPOINT_URL`; "
+        "for other programs, or from a role: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, "
+        "`AWS_REGION`, `AWS_ENDPOINT_URL`; "
         "`AZURE_STORAGE_ACCOUNT_NAME` and `…_KEY`; `GOOGLE_APPLICATION_CREDENTIALS`."
     )
     seen = "What servers say and trace has settings of its own: [observability.md](observability.md#logs)."
