@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
+import tempfile
 import time
-from typing import Any, Final
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 import orjson
 
 from benchmarks.results import Result
 from benchmarks.server import Served
+from icecore.artifact_events import AliasMoved, ArtifactCommitted
+from icecore.events import now_ms
+from icecore_api.context import Principal
+from icecore_api.folding import Folding
+from icecore_api.submit import Commands, Rejected
+from icecore_ingest.logs.sqlite import SQLiteLog
+from icecore_ingest.metric_defs import Metrics
 
 CLIENTS: Final = 50
 
@@ -70,7 +82,12 @@ def moving(served: Served, name: str, moves: int) -> list[Result]:
     together = asyncio.run(_moved(served, name, moves, ["ours"] * CLIENTS))
     refused = together[1] / (together[0] + together[1])
     return [
-        Result(f"alias moves with expectation, {CLIENTS} clients", apart[0] / apart[2], "/s", 500, "at least", "HTTP"),
+        Result(
+            f"alias moves with expectation, {CLIENTS} clients",
+            apart[0] / apart[2],
+            "/s",
+            limit_by="HTTP: two processes",
+        ),
         Result(
             f"the same, all {CLIENTS} with one alias: decided, none lost",
             (together[0] + together[1]) / together[2],
@@ -90,7 +107,7 @@ async def _moved(served: Served, name: str, moves: int, aliases: list[str]) -> t
     for alias in set(aliases):
         _, answer = await connections[0].ask("GET", f"artifacts/bench/bench/{name}/aliases/{alias}")
         chain = [(move["before"], move["version"]) for move in reversed(answer["history"])]
-        follow = all(before == after for (_, after), (before, _) in zip(chain, chain[1:], strict=False))
+        follow = all(before == after for (_, after), (before, _) in itertools.pairwise(chain))
         made = sum(count for (count, _), mine in zip(told, aliases, strict=True) if mine == alias)
         if not follow or len(chain) != made:
             raise RuntimeError(f"expected {made} moves, each from where the last one led, got {len(chain)}: {follow}")
@@ -113,3 +130,51 @@ async def _mover(connection: Connection, name: str, alias: str, attempts: int) -
         else:
             raise RuntimeError(f"expected 200 or 409, got {status}: {answer}")
     return made, refused
+
+
+def embedded(moves: int) -> list[Result]:
+    """The same by 50 tasks of the store's process: the log, the fold and the store, without HTTP."""
+    return [asyncio.run(_embedded(moves))]
+
+
+async def _embedded(moves: int) -> Result:
+    with tempfile.TemporaryDirectory(prefix="icecore-bench-") as name:
+        log = SQLiteLog.open(Path(name) / "log")
+        folding = Folding(Path(name), Path(name) / "log", say=lambda _: None, metrics=Metrics("store"))
+        await folding.start()
+        try:
+            context: Any = SimpleNamespace(
+                log=log, store=folding.store, producer=str(uuid.uuid4()), clock_ms=now_ms, wait_within_s=30.0
+            )
+            commands, who = Commands(context), cast("Principal", SimpleNamespace(user="ada", credential="key"))
+            for digest in ("a" * 64, "b" * 64):
+                made_it = ArtifactCommitted(artifact="e/p/m", type="model", digest=digest, files=1, size=1)
+                await commands.submit(who, [made_it])
+            began, cpu = time.perf_counter(), time.process_time()
+            made = await asyncio.gather(*(_embedded_mover(commands, who, moves // CLIENTS) for _ in range(CLIENTS)))
+            rate, cpu = moves / (time.perf_counter() - began), time.process_time() - cpu
+            query = "SELECT version_before, version FROM alias_moves WHERE alias = 'ours' ORDER BY off"
+            chain = folding.store.cursor().execute(query).fetchall()
+        finally:
+            folding.stop()
+            await log.close()
+    if len(chain) != sum(made) or any(a[1] != b[0] for a, b in itertools.pairwise(chain)):
+        raise RuntimeError(f"expected {sum(made)} moves, each from where the last one led, got {len(chain)}")
+    note = f"{cpu / moves * 1000:.2f} ms of CPU each, of which {sum(made)} moved it; fsync and commit"
+    name = f"the same within the store's process, all {CLIENTS} with one alias: decided"
+    return Result(name, rate, "/s", 500, "at least", note)
+
+
+async def _embedded_mover(commands: Commands, who: Principal, attempts: int) -> int:
+    expected, made = None, 0
+    for _ in range(attempts):
+        wanted = 1 if expected == 0 else 0
+        move = AliasMoved(artifact="e/p/m", alias="ours", version=wanted, expected=expected, conditional=True)
+        try:
+            await commands.submit(who, [move])
+        except Rejected as refused:
+            found = refused.message.rpartition("found ")[2]
+            expected = None if found == "no version" else int(found.removeprefix("v"))
+        else:
+            made, expected = made + 1, wanted
+    return made

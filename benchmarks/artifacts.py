@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.aliases import moving, resolving
+from benchmarks.aliases import embedded, moving, resolving
 from benchmarks.results import Result
 from benchmarks.server import Served, serving
 
@@ -217,7 +217,7 @@ def aliases(moves: int) -> list[Result]:
         client.do("log", home / "file", "model")
         (home / "file").write_bytes(b"2")
         client.do("log", home / "file", "model")
-        return [*resolving(served, "model", moves // 10), *moving(served, "model", moves)]
+        return [*resolving(served, "model", moves // 10), *moving(served, "model", moves), *embedded(moves)]
 
 
 def many(count: int) -> list[Result]:
