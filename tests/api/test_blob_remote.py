@@ -200,3 +200,36 @@ def test_what_the_document_shows_works_with_a_bucket(remote: Server, place: Buck
     done = remote.run("python", "-c", script, ICECORE_ARTIFACT_CACHE=str(tmp_path / "cache"))
     assert done.stdout.splitlines()[-1] == "41000000"
     assert sum(size for name, size in place.files().items() if "41000000-16777216" in name) == 41_000_000
+
+
+GONE = """
+import sys, icecore
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+with icecore.init(project="gone") as run:
+    for number in range(2):
+        one = icecore.Artifact("checkpoint", "model")
+        one.add_file(str(folder / f"{number}.bin"))
+        one.add_file(str(folder / "shared.bin"))
+        run.log_artifact(one).wait()
+icecore.Api().artifact("gone/checkpoint:v0").delete()
+"""
+
+
+def test_what_is_collected_goes_from_the_bucket(remote: Server, place: Bucket, tmp_path: Path) -> None:
+    """`icecore gc` of a deleted version frees what its plan says, as the bucket counts it; what others need stays."""
+    for seed, (name, size) in enumerate({"0.bin": LARGE, "1.bin": LARGE, "shared.bin": MIDDLING}.items()):
+        (tmp_path / name).write_bytes(noise(90 + seed, size))
+    remote.run("python", "-c", GONE, str(tmp_path))
+    before = sum(place.files().values())
+    plan = json.loads(remote.cli("gc", "--grace", "0s", "--dry-run", "--json").stdout)
+    assert plan["bytes"] >= LARGE
+    assert sum(place.files().values()) == before
+    done = json.loads(remote.cli("gc", "--grace", "0s", "--yes", "--json").stdout)
+    assert (done["bytes"], before - sum(place.files().values())) == (plan["bytes"], plan["bytes"])
+    gone, kept = (digest_of((tmp_path / name).read_bytes()) for name in ("0.bin", "1.bin"))
+    assert not [name for name in place.files() if gone in name]
+    script = "import sys, icecore; icecore.Api().artifact('gone/checkpoint:v1').download(sys.argv[1])"
+    remote.run("python", "-c", script, str(tmp_path / "back"), ICECORE_ARTIFACT_CACHE=str(tmp_path / "cache"))
+    assert digest_of((tmp_path / "back" / "1.bin").read_bytes()) == kept

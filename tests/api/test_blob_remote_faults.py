@@ -273,6 +273,29 @@ def test_what_a_bucket_cannot_check_is_checked_out_of_reach(bucket: Bucket, tmp_
     asyncio.run(story())
 
 
+def test_what_was_sent_and_never_completed_is_an_orphan(bucket: Bucket, tmp_path: Path) -> None:
+    """A blob, and parts of one, whose sender has gone are no blobs; they are listed and removed by age."""
+    whole, content = noise(81, 300_000), noise(82, LARGE)
+    one, many = Parts(digest_of(whole), len(whole), len(whole)), Parts(digest_of(content), LARGE, 1 << 20)
+
+    async def story() -> None:
+        blobs = _opened(bucket, tmp_path)
+        with urllib3.PoolManager() as web:
+            for parts, data in ((one, whole), (many, content[: 1 << 20])):
+                request = await blobs.sign_part(parts, 0, digest_of(data))
+                assert request is not None
+                assert web.request("PUT", request.url, body=data, headers=dict(request.headers)).status == 200
+        assert await blobs.missing([one.digest, many.digest]) == [one.digest, many.digest]
+        assert sorted(orphan.bytes for orphan in await blobs.orphans()) == [300_000, 1 << 20]
+        assert await blobs.remove_orphans(1000) == []
+        assert len(await blobs.remove_orphans(0)) == 2
+        assert await blobs.orphans() == []
+        assert bucket.files() == {}
+        blobs.close()
+
+    asyncio.run(story())
+
+
 def test_a_bucket_that_is_another_logs_or_is_not_there_is_left_alone(bucket: Bucket, tmp_path: Path) -> None:
     """A prefix that belongs to another log, a bucket that is not there, and refused keys each say so."""
 

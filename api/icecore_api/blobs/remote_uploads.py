@@ -37,6 +37,7 @@ from icecore_api.blobs.store import Orphan, Parts, UnderWay, check_digest
 
 COMING: Final = "parts"
 JOINED: Final = "joined"
+_WHOLE: Final = re.compile(r"whole/[0-9a-f]{2}/([0-9a-f]{64})")
 _KEY: Final = re.compile(
     r"(?P<folder>parts|joined)/(?P<digest>[0-9a-f]{64})/(?P<size>[0-9]{1,16})-(?P<step>[0-9]{1,16})/"
     r"(?P<part>[0-9]{5,})-(?P<sha>[0-9a-f]{64})"
@@ -230,7 +231,18 @@ class RemoteUploads:
                 age = max(0.0, time.time() - max(one.written for one in mine))
                 name = folder if folder.startswith(JOINED) else folder.removeprefix(f"{COMING}/")
                 left.append((Orphan(name, "upload", sum(one.size for one in mine), age), [one.key for one in mine]))
-        return left
+        return left + [
+            (Orphan(one.key, "upload", one.size, max(0.0, time.time() - one.written)), [one.key])
+            for one in await self._unknown()
+        ]
+
+    async def _unknown(self) -> list[Found]:
+        """Blobs that were sent whole, and which nobody has completed."""
+        listed = {
+            name[1]: found async for found in self._objects.list("whole") if (name := _WHOLE.fullmatch(found.key))
+        }
+        known = self._index.find(listed)
+        return [found for digest, found in listed.items() if digest not in known and not self._busy[digest]]
 
     async def _pieces(self, prefix: str) -> list[Piece]:
         pieces = [Piece.of(found) async for found in self._objects.list(prefix)]
