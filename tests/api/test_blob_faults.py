@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blob_folders import LARGE, digest_of, disk, erased, everything, files, framed, noise, play, ranged, sent
+from blob_folders import LARGE, digest_of, disk, erased, everything, files, framed, noise, opened, play, ranged, sent
 from disks import Disk
 from icecore.errors import (
     BlobDamaged,
@@ -116,6 +117,49 @@ def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path: Path, size: int) -> N
         play(disk.folder / "blobs", story)
     finally:
         disk.close(keep=False)
+
+
+def test_a_full_disk_does_not_shrink_by_halves(tmp_path: Path) -> None:
+    """Without space to write a pack again, what it held stays whole or is gone, and the rest follows later."""
+    disk_ = Disk(tmp_path / "disk")
+    if not disk_.mounted:
+        disk_.close(keep=False)
+        pytest.skip("no right to mount a disk")
+    folder, ballast = disk_.folder / "blobs", disk_.folder / "ballast"
+    small, base = [noise(i, 9000) for i in range(200)], noise(500, 2_000_000)
+    grown, alone = base[:1_500_000] + noise(501, 500_000), noise(502, 1_500_000)
+
+    async def story(blobs: LocalBlobs) -> None:
+        await blobs.put_small(framed(small))
+        for content in (base, grown):
+            await blobs.put(digest_of(content), sent(content))
+        ballast.write_bytes(bytes(400_000))
+        disk_.fill()
+        with pytest.raises(BlobsFull):
+            await blobs.put(digest_of(alone), sent(alone))
+        with pytest.raises(BlobsFull):
+            await erased(blobs, [digest_of(content) for content in small[::2]])
+        assert await everything(blobs, [digest_of(one) for one in small]) == small
+        ballast.unlink()  # enough for the index, and not for a pack
+        with pytest.raises(BlobsFull):
+            await erased(blobs, [digest_of(base)])
+        assert await blobs.missing([digest_of(base), digest_of(grown)]) == [digest_of(base)]
+        assert await blobs.read(digest_of(grown)) == grown
+
+    async def again(blobs: LocalBlobs) -> None:
+        assert await blobs.read(digest_of(grown)) == grown
+        disk_.empty()
+        await blobs.put(digest_of(alone), sent(alone))
+        await erased(blobs, [digest_of(content) for content in (*small, alone)])
+        assert await blobs.read(digest_of(grown)) == grown
+        assert (await blobs.usage()).disk == disk(folder) < 2_100_000
+
+    try:
+        for play_one in (story, again):
+            with opened(folder, chunked=True) as blobs:
+                asyncio.run(play_one(blobs))
+    finally:
+        disk_.close(keep=False)
 
 
 @pytest.mark.slow

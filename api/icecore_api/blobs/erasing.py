@@ -129,10 +129,11 @@ class Packs:
         lost = self._index.lost()  # while anything is, it may come back, and then needs what nothing else does
         for pack in self._index.new if not lost else ():
             if has_table(self.folder / pack):
-                self.compact(pack)
+                self._index.shrink(pack)
         self._index.new.clear()
         for pack in self._index.shrinking():
-            self.compact(pack)
+            with contextlib.suppress(OSError):  # no space: it is tried again with the next erasing, or opening
+                self.compact(pack)
 
     def compact(self, pack: str) -> int:
         """Write a pack again where it holds what is not needed. Answers the bytes that are free now."""

@@ -225,6 +225,11 @@ class Index:
         with self._writing:
             return [name for (name,) in self._writer.execute("SELECT name FROM shrinking").fetchall()]
 
+    def shrink(self, pack: str) -> None:
+        """A pack holds what is not needed any more."""
+        with self._writing:
+            self._writer.execute("INSERT OR IGNORE INTO shrinking VALUES (?)", (pack,))
+
     def shrunk(self, pack: str) -> None:
         """A pack holds nothing that is not needed."""
         with self._writing:

@@ -94,20 +94,30 @@ class Shrinking:
                 erased = self._packs.erase(pack, gone, not_touched_since)
             yield erased
         if chunked:
-            yield self._erase_chunked(list(chunked), not_touched_since)
+            erased, trouble = self._erase_chunked(list(chunked), not_touched_since)
+            yield erased
+            if trouble is not None:
+                raise trouble
 
-    def _erase_chunked(self, digests: Sequence[str], not_touched_since: float) -> list[Erased]:
-        """They share chunks, so all go at once; then the packs shrink one by one."""
+    def _erase_chunked(self, digests: Sequence[str], not_touched_since: float) -> tuple[list[Erased], OSError | None]:
+        """They share chunks, so all go at once; then the packs shrink one by one.
+
+        A pack for which there is no space while it is written again shrinks later; what it has is not freed by now.
+        """
         with self._naming, self._opening:
             gone, packs = self._index.chunks.erase(digests, not_touched_since, self._open)
-        freed = 0
+        freed, trouble = 0, None
         for pack in packs:
-            with self._naming:
-                freed += self._packs.compact(pack)
+            try:
+                with self._naming:
+                    freed += self._packs.compact(pack)
+            except OSError as error:
+                trouble = error
         own = [bytes_ for _, _, bytes_ in gone]
         if own:
             own[0] += freed - sum(own)
-        return [Erased(digest, size, bytes_) for (digest, size, _), bytes_ in zip(gone, own, strict=True)]
+        erased = [Erased(digest, size, bytes_) for (digest, size, _), bytes_ in zip(gone, own, strict=True)]
+        return erased, trouble
 
     def forget(self, digests: Sequence[str]) -> None:
         """Remove blobs that are damaged; the caller holds the right to names."""
