@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import urllib3
 
 FOLLOWS: Final = "Icecore-Follows"
+"""Sent by clients that fetch from where an answer 307 says, with the range it says."""
 OBJECT_RANGE: Final = "Icecore-Range"
+"""Of an answer 307: the bytes to ask for there. A large blob lies in several objects, so they may be others."""
 _RANGE: Final = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 _CODE: Final = re.compile(rb"<Code>(\w{1,60})</Code>")
 _FINAL: Final = frozenset({401, 404, 405, 411, 413, 501})

@@ -198,8 +198,8 @@ def test_what_the_document_shows_works_with_a_bucket(remote: Server, place: Buck
     section = text.partition("## Large files, and bytes in a bucket\n")[2]
     (script,) = re.findall(r"^```python\n(.*?)^```", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
     done = remote.run("python", "-c", script, ICECORE_ARTIFACT_CACHE=str(tmp_path / "cache"))
-    assert done.stdout.splitlines()[-1] == "41000000"
-    assert sum(size for name, size in place.files().items() if "41000000-16777216" in name) == 41_000_000
+    assert done.stdout.splitlines()[-1] == "40000000"
+    assert sum(size for name, size in place.files().items() if "40000000-16777216" in name) == 40_000_000
 
 
 GONE = """

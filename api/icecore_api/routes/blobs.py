@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
+from icecore.direct import FOLLOWS, OBJECT_RANGE
 from icecore.errors import BlobsMissing, NotFound, RangeNotThere
 from icecore.limits import most
 from icecore_api.answers import Json, error_answer
@@ -30,10 +31,6 @@ from icecore_api.deps import Process, body_schema, read_body
 from icecore_api.routing import Router
 
 router: Final = Router(tags=["blobs"])
-FOLLOWS: Final = "Icecore-Follows"
-"""Sent by clients that fetch from where an answer 307 says, with the range it says."""
-OBJECT_RANGE: Final = "Icecore-Range"
-"""Of an answer 307: the bytes to ask for there. A large blob lies in several objects, so they may be others."""
 
 _OCTETS: Final = "application/octet-stream"
 _BYTES: Final[dict[str, Any]] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}
