@@ -77,6 +77,21 @@ class Linked(Folder):
         return self.sources[0] if self.sources else self.qualified_name
 
     @property
+    def source_entity(self) -> str:
+        """The user or team that owns it, where it was logged."""
+        return self.source_qualified_name.split("/")[0]
+
+    @property
+    def source_project(self) -> str:
+        """Its project, where it was logged."""
+        return self.source_qualified_name.split("/")[1]
+
+    @property
+    def source_version(self) -> str:
+        """Its number, where it was logged."""
+        return self.source_qualified_name.rpartition(":")[2]
+
+    @property
     def source_artifact(self) -> Artifact:
         """The version where it was logged; itself where it is no link."""
         from icecore.artifact import Artifact

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def api(server: Server, run: Run) -> Api:
     return Api(api_key=server.api_key, overrides={"url": server.url})
 
 
-def logged(run: Run, name: str, files: dict[str, str], kind: str = "dataset", **more: object) -> Artifact:
+def logged(run: Run, name: str, files: dict[str, str], kind: str = "dataset", **more: Any) -> Artifact:
     made = Artifact(name, type=kind)
     for path, text in files.items():
         with made.new_file(path) as file:
@@ -86,6 +87,7 @@ def test_a_version_is_linked_into_a_registry(run: Run, api: Api, tmp_path: Path)
 
     assert (linked.qualified_name, linked.digest, linked.is_link) == (f"{collection}:v0", made.digest, True)
     assert (linked.source_name, linked.source_artifact.qualified_name) == ("churn:v0", made.qualified_name)
+    assert (linked.source_entity, linked.source_project, linked.source_version) == ("ann", run.project, "v0")
     assert (made.is_link, made.source_artifact.qualified_name) == (False, made.qualified_name)
     assert model.qualified_name == f"{collection}:v1"
     found = api.registry(f"model/{tmp_path.name}")
@@ -159,6 +161,18 @@ def test_writers_that_disagree_are_named(run: Run) -> None:
         run.upsert_artifact(part, distributed_id="x")
     with pytest.raises(Conflict, match=r"'same'.*part.*part"):
         run.finish_artifact(Artifact("clash", type="dataset"), distributed_id="x")
+
+
+def test_a_disabled_run_links_and_sends_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With mode="disabled" a script goes on, and gets its drafts back."""
+    del run
+    monkeypatch.setenv("ICECORE_URL", "http://127.0.0.1:1")
+    icecore.finish()
+    with icecore.init(mode="disabled", project="p") as quiet:
+        draft = Artifact("net", type="model")
+        assert quiet.link_artifact(draft, "registry/model/net") is draft
+        assert quiet.upsert_artifact(draft, distributed_id="x") is draft
+        assert quiet.finish_artifact(draft, distributed_id="x") is draft
 
 
 @pytest.mark.parametrize(

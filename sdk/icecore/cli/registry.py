@@ -11,7 +11,7 @@ import click
 from icecore.api import Api
 from icecore.artifact_names import Name, parse_name, registry_route
 from icecore.cli.output import examples, json_option, print_json, table, terminal
-from icecore.errors import UsageError
+from icecore.errors import NotFound, UsageError
 
 _AS_OF: Final = click.option("--as-of", default=None, metavar="TIME|POSITION", help="As it was at a moment.")
 _COLLECTION: Final = "[[ENTITY/]PROJECT/]NAME"
@@ -108,7 +108,7 @@ def set_(
     if said["card"] is not None:
         body["template"] = sys.stdin.read() if said["card"] == "-" else Path(said["card"]).read_text(encoding="utf-8")
     if checks or no_checks:
-        there = {} if said["kind"] else api.client.ask("GET", registry_route(at))["checks"]
+        there = _checks_there(api, at, new=bool(said["kind"]))
         new: dict[str, list[str]] = {}
         for alias, check in checks:
             new.setdefault(alias, []).append(check)
@@ -292,6 +292,17 @@ def rollback(name: str, alias: str, reason: str, as_json: bool) -> None:
 
 def _name(api: Api, text: str) -> Name:
     return parse_name(text, api.default_entity if text.count("/") < 2 else "", api.settings.project)
+
+
+def _checks_there(api: Api, at: Name, *, new: bool) -> dict[str, list[str]]:
+    """The checks a collection has; none where it is about to be made."""
+    try:
+        found: dict[str, list[str]] = api.client.ask("GET", registry_route(at))["checks"]
+    except NotFound:
+        if not new:
+            raise
+        return {}
+    return found
 
 
 def _listed(text: str | None) -> list[str] | None:
