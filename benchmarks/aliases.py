@@ -144,7 +144,7 @@ async def _embedded(moves: int) -> Result:
         await folding.start()
         try:
             context: Any = SimpleNamespace(
-                log=log, store=folding.store, producer=str(uuid.uuid4()), clock_ms=now_ms, wait_within_s=30.0
+                log=log, store=folding.store, producer=str(uuid.uuid4()), clock_ms=now_ms, wait_within_s=120.0
             )
             commands, who = Commands(context), cast("Principal", SimpleNamespace(user="ada", credential="key"))
             for digest in ("a" * 64, "b" * 64):

@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from benchmarks.artifacts import SETTLED_S, Client, folder, small_files
 from benchmarks.peers import HOME, Peer
-from benchmarks.results import Result
+from benchmarks.results import Result, Sense
 from benchmarks.server import serving
 
 FILES: Final = 100_000
@@ -30,9 +30,9 @@ _TIMED: Final = """
 import json, os, shutil, subprocess, sys, time
 source, work = sys.argv[1:3]
 def timed(do):
-    began = time.perf_counter()
+    began, before = time.perf_counter(), os.times()
     do()
-    return time.perf_counter() - began
+    return [time.perf_counter() - began, sum(os.times()[:4]) - sum(before[:4])]
 """
 _SCRIPTS: Final = {
     "dvc": (
@@ -91,42 +91,52 @@ print(json.dumps({"log": log, "again": again, "download": down}))
 }
 
 
+class Took(NamedTuple):
+    """One step."""
+
+    wall: float
+    cpu: float
+    """CPU seconds of all processes that took part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one round."""
+    """One round."""
 
-    log: float
-    again: float
-    download: float
+    log: Took
+    again: Took
+    download: Took
 
 
-def run(scale: float, names: Sequence[str] = ("icecore", *_SCRIPTS)) -> list[Result]:
+_SAID: Final = {"log": "log", "again": "log again, unchanged", "download": "download, cold"}
+
+
+def run(scale: float, names: Sequence[str] = ("icecore", *_SCRIPTS), rounds: int = ROUNDS) -> list[Result]:
     """Rounds in turns; the shortest time of each counts."""
     count = max(200, round(FILES * scale))
-    rounds: dict[str, list[Times]] = {name: [] for name in names}
-    for _ in range(ROUNDS):
-        for name, done in rounds.items():
+    done: dict[str, list[Times]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, times in done.items():
             with folder() as home:
                 small_files(home / "files", count)
                 time.sleep(SETTLED_S)
-                done.append(_ours(home) if name == "icecore" else _theirs(name, home))
+                times.append(_ours(home) if name == "icecore" else _theirs(name, home))
     best = {
-        (name, step): min(getattr(times, step) for times in done)
-        for name, done in rounds.items()
-        for step in Times.__dataclass_fields__
+        (name, step): Took(*(min(values) for values in zip(*(getattr(each, step) for each in times), strict=True)))
+        for name, times in done.items()
+        for step in _SAID
     }
-    said = {"log": "log", "again": "log again, unchanged,", "download": "download, cold,"}
     results = [
-        Result(f"{name}: {said[step]} {count:,} files of 1 KB", seconds, "s") for (name, step), seconds in best.items()
+        Result(f"{name}: {_SAID[step]}, {count:,} files of 1 KB", took.wall, "s", limit_by=f"{took.cpu:.1f} s of CPU")
+        for (name, step), took in best.items()
     ]
-    for (name, step), seconds in best.items():
-        if name != "icecore" and ("icecore", step) in best:
+    for (name, step), took in best.items():
+        if name != "icecore" and (ours := best.get(("icecore", step))):
             target = TARGETS.get((name, step)) if scale >= 1 else None
-            ratio = seconds / best["icecore", step]
+            note = f"{took.cpu / ours.cpu:.1f} times by CPU"
+            sense: Sense = "at least" if target else "report"
             results.append(
-                Result(f"{said[step].rstrip(',')}: icecore beside {name}", ratio, "times", target, "at least")
-                if target
-                else Result(f"{said[step].rstrip(',')}: icecore beside {name}", ratio, "times")
+                Result(f"{_SAID[step]}: icecore beside {name}", took.wall / ours.wall, "times", target, sense, note)
             )
     return results
 
@@ -134,8 +144,9 @@ def run(scale: float, names: Sequence[str] = ("icecore", *_SCRIPTS)) -> list[Res
 def _ours(home: Path) -> Times:
     with serving(home / "server") as served:
         client = Client(served, home / "client")
-        log, again = (float(client.do("log", home / "files", "data")["wall"]) for _ in range(2))
-        return Times(log, again, float(client.do("get", "data", home / "down")["wall"]))
+        done = [client.do("log", home / "files", "data") for _ in range(2)]
+        done.append(client.do("get", "data", home / "down"))
+        return Times(*(Took(float(each["wall"]), float(each["cpu"]) + float(each["server_cpu"])) for each in done))
 
 
 def _theirs(name: str, home: Path) -> Times:
@@ -154,4 +165,4 @@ def _theirs(name: str, home: Path) -> Times:
     if done.returncode:
         raise RuntimeError(f"{name} in {HOME / name}: {done.stdout[-500:]}{done.stderr[-2000:]}")
     answer = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
-    return Times(**json.loads(answer))
+    return Times(**{step: Took(*took) for step, took in json.loads(answer).items()})

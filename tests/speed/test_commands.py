@@ -61,7 +61,7 @@ class Parts:
     log: Log
     store: Store
     producer: str = field(default_factory=lambda: str(uuid.uuid4()))
-    wait_within_s: float = 30.0
+    wait_within_s: float = 120.0
 
     def clock_ms(self) -> int:
         """Now."""
