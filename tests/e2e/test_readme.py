@@ -57,7 +57,7 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_make_demo_works(tmp_path: Path, server: Server) -> None:
-    """`make demo` without a terminal trains, kills, resumes, syncs, shows the best, and exits 0."""
+    """`make demo` without a terminal trains, kills, resumes, syncs, shows the best with its lineage, and exits 0."""
     done = subprocess.run(
         [sys.executable, "-m", "icecore", "demo", "--data", str(tmp_path / "data")],
         env=server.env(),
@@ -71,6 +71,9 @@ def test_make_demo_works(tmp_path: Path, server: Server) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "each once" in done.stdout
     assert "val/accuracy" in done.stdout
+    assert re.search(r"net:production: nothing -> v\d+", done.stdout)
+    assert re.search(r"run prepare +\(preprocess", done.stdout), "the best model came from the data"
+    assert "on the disk" in done.stdout
     advice = done.stdout.partition("What to try next")[2]
     assert f"icecore up --data {tmp_path / 'data'}" in advice, "the server ended with the demo"
     assert "/login#" not in advice, "nothing answers there any more"

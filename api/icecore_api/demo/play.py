@@ -86,6 +86,13 @@ class Demo:
         saved = load_credentials(words["url"]).get("api_key", "")
         return str(words["api_key"] or saved)
 
+    def log_data(self) -> None:
+        """Make the data a version, as a run of its own: what the trainings take as their input."""
+        script = [sys.executable, "-m", "icecore_api.demo.data", "--project", self.project]
+        done = subprocess.run(script, env=self.env, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Unavailable(f"expected the data to be logged, got: {done.stderr[-500:]}")
+
     def spawn(self, job: Job) -> subprocess.Popen[bytes]:
         """Start one training."""
         output = (self.spool / "train.log").open("ab")
@@ -178,6 +185,7 @@ def play(data: Path, host: str, port: int, *, stay: bool) -> None:
         console.print(f"icecore serves [bold]{data}[/] at [bold]{words['url']}[/]")
         api = Api(api_key=demo.env["ICECORE_API_KEY"], overrides={"base_url": words["url"]})
         entity = api.viewer
+        demo.log_data()
         demo.train(grid())
         resumed = demo.kill_and_resume(api, entity)
         demo.offline_and_sync()
@@ -186,7 +194,8 @@ def play(data: Path, host: str, port: int, *, stay: bool) -> None:
             raise Unavailable(f"expected every step of the killed and the offline run, {len(missing)} are missing")
         console.print(f"  killed, resumed and offline runs: all {STEPS} steps are there, each once\n")
         show(demo, api, f"{entity}/{demo.project}")
-        console.print(f"\n{len(grid()) + 2} runs in {time.monotonic() - began:.0f} s. What to try next:")
+        show_artifacts(demo, api, f"{entity}/{demo.project}")
+        console.print(f"\n{len(grid()) + 3} runs in {time.monotonic() - began:.0f} s. What to try next:")
         again = [] if stay else serve_again(words, data)
         for line in (*again, *next_steps(words, f"{entity}/{demo.project}", stay)):
             console.print(f"  {line}", soft_wrap=True)
@@ -210,10 +219,28 @@ def show(demo: Demo, api: Api, path: str) -> None:
         ["runs", path, "--order", order, "--limit", "5"],
         ["history", best.path, "--keys", "val/accuracy,val/loss"],
     ):
-        demo.console.print(f"[bold]$ icecore {' '.join(arguments)}[/]", soft_wrap=True)
-        sys.stdout.flush()
-        subprocess.run([sys.executable, "-m", "icecore", *arguments], env=demo.env, check=True)
-        demo.console.print()
+        command(demo, arguments)
+
+
+def show_artifacts(demo: Demo, api: Api, path: str) -> None:
+    """The best model gets an alias; its versions, what it came of, and what all of them weigh."""
+    best = max(api.artifacts("model", f"{path}/net"), key=lambda version: float(version.metadata["accuracy"]))
+    reason = f"validation accuracy {best.metadata['accuracy']}"
+    for arguments in (
+        ["alias", "move", f"{path}/net:production", best.version, "--reason", reason],
+        ["artifact", "versions", f"{path}/net", "--limit", "5"],
+        ["artifact", "lineage", f"{path}/net:production", "--up"],
+        ["storage"],
+    ):
+        command(demo, arguments)
+
+
+def command(demo: Demo, arguments: list[str]) -> None:
+    """Show a command and what it prints."""
+    demo.console.print(f"[bold]$ icecore {shlex.join(arguments)}[/]", soft_wrap=True)
+    sys.stdout.flush()
+    subprocess.run([sys.executable, "-m", "icecore", *arguments], env=demo.env, check=True)
+    demo.console.print()
 
 
 def serve_again(words: Mapping[str, Any], data: Path) -> Iterator[str]:
@@ -232,6 +259,7 @@ def next_steps(words: Mapping[str, Any], path: str, serving: bool) -> Iterator[s
     yield f'icecore runs {path} --filter \'{{"config.lr": {{"$gte": 0.1}}}}\''
     yield f"icecore run {path}/killed"
     yield f"icecore history {path}/killed --out killed.parquet"
+    yield f"icecore artifact lineage {path}/net:production --format svg --out lineage.svg"
     yield "icecore log tail        the events themselves"
     yield "icecore rebuild         fold everything again from the first event, and compare"
     yield "icecore fsck            check every record, offset and table"

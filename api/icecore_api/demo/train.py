@@ -1,6 +1,7 @@
 """One training of the demo: a small network on scikit-learn's handwritten digits, logged at every step.
 
-It is also what a training script with icecore looks like: everything about icecore is in `init` and `log`.
+It is also what a training script with icecore looks like: everything about icecore is in `init` and `log`, and in
+`use_artifact` and `log_artifact` for the data and the model.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def main() -> None:
         model = joblib.load(args.checkpoint)
     classes = np.unique(labels)
 
+    online = args.mode == "online"  # artifacts need a server
     with icecore.init(
         project=args.project,
+        job_type="train",
         id=args.id,
         resume=args.resume,
         mode=args.mode,
@@ -58,6 +61,8 @@ def main() -> None:
         config={"lr": args.lr, "batch_size": args.batch_size, "hidden": list(layers), "steps": args.steps},
     ) as run:
         run.define_metric("val/accuracy", summary="max")
+        if online:
+            run.use_artifact("digits:latest")
         # each step has its own random batch, so a resumed run goes on with the batches it has not seen
         for step in range(run.step, args.steps):
             batch = np.random.default_rng(step).choice(len(x_train), args.batch_size, replace=False)
@@ -76,7 +81,13 @@ def main() -> None:
                 },
                 step=step,
             )
-        sys.stdout.write(f"validation accuracy {np.mean(model.predict(x_val) == y_val):.3f} after {args.steps} steps\n")
+        accuracy = float(np.mean(model.predict(x_val) == y_val))
+        if online:
+            artifact = icecore.Artifact("net", type="model", metadata={"accuracy": round(accuracy, 4), "lr": args.lr})
+            with artifact.new_file("model.joblib", "wb") as file:
+                joblib.dump(model, file)
+            run.log_artifact(artifact)
+        sys.stdout.write(f"validation accuracy {accuracy:.3f} after {args.steps} steps\n")
 
 
 if __name__ == "__main__":
