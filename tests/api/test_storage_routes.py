@@ -117,7 +117,7 @@ def naive(made: Mapping[tuple[str, str], tuple[Sequence[str], bool]], group: str
     }
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(steps=VERSIONS)
 def test_storage_is_exact(steps: list[tuple[str, list[str], bool]], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every number is what counting one by one gives; and what a plan promises is what it and the disk give back."""
