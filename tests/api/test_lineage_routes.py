@@ -9,9 +9,10 @@ from typing import Any
 
 from applications import Application, application
 from icecore import manifest
-from icecore.artifact_events import ArtifactCommitted, ArtifactUsed
+from icecore.artifact_events import ArtifactCommitted, ArtifactUsed, BundlePart
 from icecore.events import RunDeleted, RunStarted, now_ms
 from icecore.manifest import Entry
+from icecore.registry_events import ArtifactLinked
 
 AT = "artifacts/team/project"
 
@@ -150,6 +151,40 @@ def test_a_run_that_uses_what_it_logged_is_walked_through_both_ways(tmp_path: Pa
         async with application(tmp_path) as app:
             await app.put(committed("a", "loop"), used("a", "loop"), committed("b", "loop"), used("b", "next"))
             assert await ids(app, "a/v0", depth=50) == {"a:v0", "loop", "b:v0", "next"}
+
+    asyncio.run(work())
+
+
+def test_bundles_and_links_are_in_the_lineage(tmp_path: Path) -> None:
+    """A bundle is one node made of its parts, what is linked into a registry came of it; and both the other way."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            await chain(app)
+            net, clean = [await app.get(f"{AT}/{name}/v0") for name in ("net", "clean")]
+            parts = [
+                BundlePart(part["name"], part["path"], 0, part["digest"]) for part in (net, clean)
+            ]  # fmt: skip
+            linked = ArtifactLinked(
+                artifact="registry/model/best", source=net["path"], source_version=0, digest=net["digest"]
+            )
+            await app.put(committed("both", parts=parts), linked, used("both", "serve"))
+            graph = await app.get(f"{AT}/both/v0/lineage", direction="up", depth=1)
+            below = await app.get(f"{AT}/net/v0/lineage", direction="down", depth=2)
+
+            assert {node["id"]: node["kind"] for node in graph["nodes"]} == {
+                "team/project/both:v0": "bundle",
+                "team/project/net:v0": "version",
+                "team/project/clean:v0": "version",
+            }
+            assert {edge["kind"] for edge in graph["edges"]} == {"part"}
+            assert {node["id"].removeprefix("team/project/") for node in below["nodes"]} == {
+                "net:v0", "test", "both:v0", "serve", "registry/model/best:v0",
+            }  # fmt: skip
+            above = await app.get("artifacts/registry/model/best/v0/lineage", direction="up", depth=1)
+            assert [(e["from"], e["kind"]) for e in above["edges"]] == [("team/project/net:v0", "linked")]
+            hurt = await app.get(f"{AT}/raw/v0/impact")
+            assert hurt["versions_count"] == 4
 
     asyncio.run(work())
 
