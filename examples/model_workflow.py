@@ -40,7 +40,7 @@ def train(lr: float) -> None:
                 run.log_artifact(checkpoint, aliases=["staging"] if last else [])
 
 
-def evaluate() -> float:
+def evaluate() -> None:
     """The f1 of what is in staging, which it gets as metadata."""
     with wandb.init(project=PROJECT, job_type="eval") as run:
         model = run.use_artifact("model:staging", type="model")
@@ -52,24 +52,28 @@ def evaluate() -> float:
         run.log({"f1": f1})
         model.metadata["f1"] = f1
         model.save()
-        return f1
 
 
-def promote(f1: float) -> None:
-    """Let `production` name what is in staging, if it is good enough."""
-    model = wandb.Api().artifact(f"{PROJECT}/model:staging")
-    if f1 < 0.8:
-        print(f"{model.name} stays in staging: f1 {f1}")
+def promote() -> None:
+    """Let `production` name what is in staging, if its f1 is good enough and a run of job_type eval looked at it."""
+    api = wandb.Api()
+    model = api.artifact(f"{PROJECT}/model:staging")
+    collection = api.registry(f"{model.entity}/{PROJECT}/model")
+    collection.set(checks={"production": ["metadata.f1 >= 0.8", "evaluated by eval"]})
+    looked_at = collection.promote(model.version, to="production", dry_run=True)
+    if looked_at["outcome"] == "refused":
+        failed = [str(check["check"]) for check in looked_at["checks"] if not check["ok"]]
+        print(f"{model.name} stays in staging:", *failed)
         return
-    model.aliases.append("production")
-    model.save()
-    print(f"{model.name} is in production: f1 {f1}")
+    collection.promote(model.version, to="production", reason=f"f1 {model.metadata['f1']}")
+    print(f"{model.name} is in production: f1 {model.metadata['f1']}")
 
 
 for rows, lr in ((400, 0.1), (80, 0.02)):
     preprocess(rows)
     train(lr)
-    promote(evaluate())
+    evaluate()
+    promote()
 
 api = wandb.Api()
 in_production = api.artifact(f"{PROJECT}/model:production")
