@@ -238,7 +238,7 @@ def test_the_grace_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_what_is_under_way_is_left_alone(tmp_path: Path) -> None:
-    """Blobs that were sent lately and belong to no version yet stay; those of an upload that never ended go."""
+    """Blobs sent lately, and those of parts that nobody finished yet, stay; those of uploads that never ended go."""
 
     async def work() -> None:
         async with application(tmp_path) as app:
@@ -247,6 +247,12 @@ def test_what_is_under_way_is_left_alone(tmp_path: Path) -> None:
             await app.client.put(f"/api/v1/blobs/{digest}", content=blob)
             part = f"/api/v1/uploads/{'0' * 64}/0?size=8000000&part_size=4194304"
             assert (await app.client.put(part, content=b"x" * 4194304)).status_code == 200
+            shared = {
+                hashlib.sha256(data).hexdigest(): data for data in (content("C"), manifest.encode(entries(["C"])))
+            }
+            for name, data in shared.items():
+                await app.client.put(f"/api/v1/blobs/{name}", content=data)
+            await ask(app, "POST", "parts/t/p/many/epoch-1", manifest=list(shared)[1])
             plan = await gc(app)
             assert (plan["bytes"], plan["under_way"], plan["orphans"]) == (0, 1, 0)
             long_ago = time.time() - 7200
@@ -257,7 +263,8 @@ def test_what_is_under_way_is_left_alone(tmp_path: Path) -> None:
             assert plan["blob_bytes"] == BIG
             assert plan["orphan_bytes"] >= 4194304
             assert (await gc(app, 3600))["freed"] == plan["bytes"]
-            assert du(tmp_path) == 0
+            assert du(tmp_path) == sum(map(len, shared.values()))
+            assert (await ask(app, "POST", "parts/t/p/many/epoch-1/finish", type="model"))["files"] == 1
             assert not list((tmp_path / "blobs" / "uploads").iterdir())
 
     asyncio.run(work())

@@ -29,9 +29,20 @@ from icecore_projections.schema import artifact_number
 UNDER_WAY_S: Final = 300.0
 """A blob that belongs to no version, and the parts of one, count as under way for so long after they were touched, also
 where the grace is shorter."""
+PARTS_S: Final = 30 * 86_400.0
+"""How long the parts of a version by several writers stay, until somebody finishes it."""
 AGAIN_S: Final = 10.0
 """The same for a blob of a version that was deleted before it was touched: a client sends such a blob again if it
 must."""
+
+
+_PARTS: Final = """
+WITH ends AS (
+    SELECT artifact, distributed_id, max(upto) AS upto FROM draft_parts WHERE kind = 'finished' GROUP BY ALL
+)
+SELECT DISTINCT p.digest FROM draft_parts p LEFT JOIN ends USING (artifact, distributed_id)
+WHERE p.kind = 'part' AND p.off >= coalesce(ends.upto, 0) AND p.ts >= $since
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,8 @@ class Versions:
     """Versions that were deleted within the grace."""
     kept: int
     """Deleted versions that something keeps."""
+    parts: frozenset[str]
+    """Manifests of what several writers have made of versions that nobody finished yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +134,12 @@ async def make_plan(
         BlobDamaged: the manifest of a version that is there cannot be read, so that nobody knows what it needs.
     """
     at = time.time()
-    coming = list(committing)
+    coming = set(committing)
     async with reading_now(context) as reading:
         reading.without_limit()
         reading.begin()
         versions = await run_in_threadpool(look, reading.cursor, now_ms, grace_s)
+    coming |= versions.parts
     await contents.read([*versions.live, *coming, *versions.dead])
     if unread := contents.unread(versions.live):
         raise BlobDamaged(
@@ -177,7 +191,9 @@ def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float) -> Vers
         else:
             dead[one.digest] = max(dead.get(one.digest, 0), one.since)
             due += [] if one.erased else [one.key]
-    return Versions(frozenset(live), {d: ts for d, ts in dead.items() if d not in live}, tuple(due), waiting, kept)
+    parts = cursor.execute(_PARTS, {"since": now_ms - round(max(grace_s, PARTS_S) * 1000)}).fetchall()
+    gone = {digest: ts for digest, ts in dead.items() if digest not in live}
+    return Versions(frozenset(live), gone, tuple(due), waiting, kept, frozenset(digest for (digest,) in parts))
 
 
 def _flags(contents: Contents, manifests: Iterable[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
