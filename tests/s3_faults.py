@@ -30,7 +30,7 @@ class FaultyS3:
     """How often each fault was played."""
     asked: list[tuple[str, str]] = field(default_factory=list)
     port: int = 0
-    _server: ThreadingHTTPServer | None = None
+    _server: _Server | None = None
 
     @property
     def endpoint(self) -> str:

@@ -65,7 +65,10 @@ def test_uploads_and_downloads_end_well_whatever_requests_do(
 ) -> None:
     """With a third of all requests failing by 500, 503, lost on the way or slow, all bytes come and go."""
     kinds: list[Fault] = ["500", "503", "lose_answer", "lose_request", "slow"]
-    turns, lock = itertools.cycle(word for kind in kinds for word in (kind, "none", "none")), threading.Lock()
+    around: list[Fault] = []
+    for kind in kinds:
+        around += [kind, "none", "none"]
+    turns, lock = itertools.cycle(around), threading.Lock()
 
     def rule(_method: str, _path: str) -> Fault:
         with lock:
