@@ -67,7 +67,7 @@ def test_uploads_and_downloads_end_well_whatever_requests_do(
     kinds: list[Fault] = ["500", "503", "lose_answer", "lose_request", "slow"]
     around: list[Fault] = []
     for kind in kinds:
-        around += [kind, "none", "none"]
+        around.extend((kind, "none", "none"))
     turns, lock = itertools.cycle(around), threading.Lock()
 
     def rule(_method: str, _path: str) -> Fault:
