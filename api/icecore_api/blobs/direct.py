@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from icecore_api.blobs.remote_signing import SignedRequest
-from icecore_api.blobs.remote_sources import Source
 from icecore_api.blobs.store import Parts
+
+if TYPE_CHECKING:
+    from icecore_api.blobs.remote_sources import Source  # a server without a bucket needs no library for one
 
 
 @runtime_checkable
