@@ -50,12 +50,12 @@ import icecore as wandb
 os.makedirs("data/raw", exist_ok=True)
 for number in range(2000):
     open(f"data/raw/{number}.txt", "w").write(f"ticket {number}")
-with wandb.init(project="tickets", id="collect") as run:
+with wandb.init(project="desk", id="collect") as run:
     dataset = wandb.Artifact("support-tickets", type="dataset")
     dataset.add_dir("data/raw/")
     run.log_artifact(dataset)
 
-with wandb.init(project="tickets", id="clean", job_type="preprocess") as run:
+with wandb.init(project="desk", id="clean", job_type="preprocess") as run:
     raw = run.use_artifact("support-tickets:latest")
     folder = raw.download()
     assert len(os.listdir(folder)) == 2000
@@ -109,9 +109,9 @@ def test_a_model_is_logged_used_and_promoted(server: Server, api: Api) -> None:
 def test_lineage_is_known_without_a_word(server: Server, api: Api) -> None:
     """The cleaned dataset came from the raw one, through the run that did it."""
     script(server, PREPROCESS)
-    clean = api.artifact("tickets/support-tickets-clean")
+    clean = api.artifact("desk/support-tickets-clean")
     run = clean.logged_by()
-    raw = api.artifact("tickets/support-tickets:v0")
+    raw = api.artifact("desk/support-tickets:v0")
 
     assert run.id == "clean"
     assert [user.id for user in raw.used_by()] == ["clean"]
