@@ -51,15 +51,15 @@ os.makedirs("data/raw", exist_ok=True)
 for number in range(2000):
     open(f"data/raw/{number}.txt", "w").write(f"ticket {number}")
 with wandb.init(project="desk", id="collect") as run:
-    dataset = wandb.Artifact("support-tickets", type="dataset")
+    dataset = wandb.Artifact("desk-tickets", type="dataset")
     dataset.add_dir("data/raw/")
     run.log_artifact(dataset)
 
 with wandb.init(project="desk", id="clean", job_type="preprocess") as run:
-    raw = run.use_artifact("support-tickets:latest")
+    raw = run.use_artifact("desk-tickets:latest")
     folder = raw.download()
     assert len(os.listdir(folder)) == 2000
-    clean = wandb.Artifact("support-tickets-clean", type="dataset")
+    clean = wandb.Artifact("desk-tickets-clean", type="dataset")
     with clean.new_file("all.txt") as file:
         for name in sorted(os.listdir(folder)):
             file.write(open(os.path.join(folder, name)).read() + "\\n")
@@ -109,9 +109,9 @@ def test_a_model_is_logged_used_and_promoted(server: Server, api: Api) -> None:
 def test_lineage_is_known_without_a_word(server: Server, api: Api) -> None:
     """The cleaned dataset came from the raw one, through the run that did it."""
     script(server, PREPROCESS)
-    clean = api.artifact("desk/support-tickets-clean")
+    clean = api.artifact("desk/desk-tickets-clean")
     run = clean.logged_by()
-    raw = api.artifact("desk/support-tickets:v0")
+    raw = api.artifact("desk/desk-tickets:v0")
 
     assert run.id == "clean"
     assert [user.id for user in raw.used_by()] == ["clean"]
