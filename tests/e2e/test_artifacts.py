@@ -47,12 +47,12 @@ PREPROCESS = """
 import os
 import icecore as wandb
 
-os.makedirs("data/raw", exist_ok=True)
+os.makedirs("desk/raw", exist_ok=True)
 for number in range(2000):
-    open(f"data/raw/{number}.txt", "w").write(f"ticket {number}")
+    open(f"desk/raw/{number}.txt", "w").write(f"ticket {number}")
 with wandb.init(project="desk", id="collect") as run:
     dataset = wandb.Artifact("desk-tickets", type="dataset")
-    dataset.add_dir("data/raw/")
+    dataset.add_dir("desk/raw/")
     run.log_artifact(dataset)
 
 with wandb.init(project="desk", id="clean", job_type="preprocess") as run:
