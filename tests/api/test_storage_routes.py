@@ -20,6 +20,8 @@ from icecore import manifest
 from icecore.manifest import Entry
 from icecore.retention_events import ArtifactErased, BlobErasing
 from icecore_api.retention.clock import GAP_S, SETTLE_S, RetentionClock
+from icecore_api.retention.contents import Contents
+from icecore_api.retention.planning import make_plan
 
 ROOT = "/api/v1/artifacts"
 BIG = 300_000
@@ -266,6 +268,27 @@ def test_what_is_under_way_is_left_alone(tmp_path: Path) -> None:
             assert du(tmp_path) == sum(map(len, shared.values()))
             assert (await ask(app, "POST", "parts/t/p/many/epoch-1/finish", type="model"))["files"] == 1
             assert not list((tmp_path / "blobs" / "uploads").iterdir())
+
+    asyncio.run(work())
+
+
+def test_what_is_deleted_while_versions_are_said_to_be_erased_waits(tmp_path: Path) -> None:
+    """A version that the log does not call erased can be restored, so the plan that is carried out leaves its bytes."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            for number, files in enumerate((["A"], ["B"])):
+                await version(app, "t/p/x", files)
+                await ask(app, "DELETE", f"artifacts/t/p/x/v{number}")
+            await app.put(ArtifactErased(artifact="t/p/x", version=0, plan="gc-1"))
+            contents = Contents(app.context.blobs)
+            plan = await make_plan(
+                app.context, contents, (), plan="gc-1", now_ms=app.context.clock_ms(), grace_s=0, said=True
+            )
+            gone = hashlib.sha256(manifest.encode(entries(["A"]))).hexdigest()
+            assert {*plan.digests} == {gone, hashlib.sha256(content("A")).hexdigest()}
+            assert (plan.versions.due, plan.versions.waiting) == ((), 1)
+            await ask(app, "POST", "artifacts/t/p/x/v1/restore")
 
     asyncio.run(work())
 

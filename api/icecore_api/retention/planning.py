@@ -56,7 +56,7 @@ class Versions:
     due: tuple[VersionKey, ...]
     """Versions whose bytes are to go: dead, and not said to be erased yet."""
     waiting: int
-    """Versions that were deleted within the grace."""
+    """Versions that were deleted within the grace, or after the log was told which are erased."""
     kept: int
     """Deleted versions that something keeps."""
     parts: frozenset[str]
@@ -118,6 +118,7 @@ async def make_plan(
     now_ms: int,
     grace_s: float,
     begun: Mapping[str, int] | None = None,
+    said: bool = False,
 ) -> Plan:
     """Look at every version and every blob.
 
@@ -129,6 +130,7 @@ async def make_plan(
         now_ms: by a clock that is believed.
         grace_s: how long ago a version must have been deleted.
         begun: digests that an earlier plan was to erase -> when, ms since 1970.
+        said: whether the log says already which versions are erased: the others can be restored, and stay.
 
     Raises:
         BlobDamaged: the manifest of a version that is there cannot be read, so that nobody knows what it needs.
@@ -138,7 +140,7 @@ async def make_plan(
     async with reading_now(context) as reading:
         reading.without_limit()
         reading.begin()
-        versions = await run_in_threadpool(look, reading.cursor, now_ms, grace_s)
+        versions = await run_in_threadpool(look, reading.cursor, now_ms, grace_s, said=said)
     coming |= versions.parts
     await contents.read([*versions.live, *coming, *versions.dead])
     if unread := contents.unread(versions.live):
@@ -169,8 +171,8 @@ async def make_plan(
     return Plan(plan, at, grace_s, versions, tuple(chosen), orphans, weight.reclaimable, under_way, uncommitted)
 
 
-def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float) -> Versions:
-    """Which manifests are needed, as one state of the store says."""
+def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float, *, said: bool = False) -> Versions:
+    """Which manifests are needed, as one state of the store says; `said` as in `make_plan`."""
     retention = Retention(cursor)
     hidden = retention.hidden(now_ms)
     found = Artifacts(cursor).by_number([(artifact_number(one.key.artifact), one.key.version) for one in hidden])
@@ -185,7 +187,7 @@ def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float) -> Vers
         if not one.erased and standing[one.key].kept:
             live.add(one.digest)
             kept += 1
-        elif not one.erased and one.since + grace_s * 1000 > now_ms:
+        elif not one.erased and (said or one.since + grace_s * 1000 > now_ms):
             live.add(one.digest)
             waiting += 1
         else:
