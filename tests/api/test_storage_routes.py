@@ -293,6 +293,25 @@ def test_what_is_deleted_while_versions_are_said_to_be_erased_waits(tmp_path: Pa
     asyncio.run(work())
 
 
+def test_a_question_keeps_what_it_read_while_the_next_begins_anew(tmp_path: Path) -> None:
+    """A plan knows what versions need to its end, also where others ask meanwhile and too much was remembered."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            contents = Contents(app.context.blobs, remembered=0)
+            manifests = []
+            for number, files in enumerate((["A", "a"], ["B", "b"], ["C"])):
+                await version(app, "t/p/x", files)
+                manifests.append((await ask(app, "GET", f"artifacts/t/p/x/v{number}"))["digest"])
+            first, *others = await asyncio.gather(*(contents.read([digest]) for digest in manifests))
+            assert first.unread(manifests) == manifests[1:]
+            named = {entry.digest for entry in entries(["A", "a"]).values()}
+            assert {*first.digests(first.of(manifests[:1]).tolist())} == {*named, manifests[0]}
+            assert all(other is not first for other in others)
+
+    asyncio.run(work())
+
+
 def test_a_version_whose_manifest_is_lost_stops_everything(tmp_path: Path) -> None:
     """Where nobody knows what a version needs, nothing is erased."""
 

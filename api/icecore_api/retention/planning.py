@@ -22,7 +22,7 @@ from icecore_api.context import Context
 from icecore_api.deps import reading_now
 from icecore_api.queries.artifacts import Artifacts
 from icecore_api.queries.retention import Retention
-from icecore_api.retention.contents import Contents, Numbers
+from icecore_api.retention.contents import Contents, Known, Numbers
 from icecore_projections.folds.retention import VersionKey
 from icecore_projections.schema import artifact_number
 
@@ -124,7 +124,7 @@ async def make_plan(
 
     Args:
         context: of the process that has the blobs.
-        contents: what is known of manifests.
+        contents: reads manifests.
         committing: manifests that are being committed now; looked at before the versions are.
         plan: its id.
         now_ms: by a clock that is believed.
@@ -142,20 +142,20 @@ async def make_plan(
         reading.begin()
         versions = await run_in_threadpool(look, reading.cursor, now_ms, grace_s, said=said)
     coming |= versions.parts
-    await contents.read([*versions.live, *coming, *versions.dead])
-    if unread := contents.unread(versions.live):
+    known = await contents.read([*versions.live, *coming, *versions.dead])
+    if unread := known.unread(versions.live):
         raise BlobDamaged(
             f"expected the manifests of all versions, got {len(unread)} that cannot be read, the first is {unread[0]}",
             hint="nothing was erased; `icecore scrub` says what is hurt",
             missing=unread[:100],
         )
-    needed = await run_in_threadpool(_flags, contents, [*versions.live, *coming])
-    ended = await run_in_threadpool(_ended, contents, versions.dead)
+    needed = await run_in_threadpool(_flags, known, [*versions.live, *coming])
+    ended = await run_in_threadpool(_ended, known, versions.dead)
     chosen, under_way, uncommitted = [], 0, 0
     lately, again = at - max(grace_s, UNDER_WAY_S), at - max(grace_s, AGAIN_S)
     async for some in context.blobs.all_blobs():
         for blob in some:
-            number = contents.number(blob.digest)
+            number = known.number(blob.digest)
             if (number is not None and number < len(needed) and needed[number]) or blob.digest in versions.live:
                 continue
             since = ended.get(number) if number is not None else None
@@ -198,17 +198,17 @@ def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float, *, said
     return Versions(frozenset(live), gone, tuple(due), waiting, kept, frozenset(digest for (digest,) in parts))
 
 
-def _flags(contents: Contents, manifests: Iterable[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    numbers: Numbers = contents.of(manifests)
-    flags = np.zeros(len(contents.sizes), np.bool_)
+def _flags(known: Known, manifests: Iterable[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    numbers: Numbers = known.of(manifests)
+    flags = np.zeros(len(known.sizes), np.bool_)
     flags[numbers] = True
     return flags
 
 
-def _ended(contents: Contents, dead: Mapping[str, int]) -> dict[int, int]:
+def _ended(known: Known, dead: Mapping[str, int]) -> dict[int, int]:
     """Blob -> when the last version with it was deleted."""
     ended: dict[int, int] = {}
     for digest, since in dead.items():
-        for number in contents.of([digest]).tolist():
+        for number in known.of([digest]).tolist():
             ended[number] = max(ended.get(number, 0), since)
     return ended
