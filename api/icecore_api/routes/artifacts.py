@@ -41,6 +41,7 @@ from icecore_api.queries.artifacts import NUMBERED, Artifacts, collection_answer
 from icecore_api.queries.documents import matcher
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
+from icecore_ingest.admit import check_depth
 from icecore_projections.folds.artifact_rows import LATEST
 
 router: Final = Router(tags=["artifacts"])
@@ -49,6 +50,8 @@ FILTERED: Final = frozenset(
     {"metadata", "version", "created_at", "tags", "aliases", "description", "user", "size", "files"}
 )
 """What a filter of versions may begin with."""
+TEXT_BYTES_MOST: Final = most("config_bytes") // 4
+"""Of a description, or a card's template."""
 _SEEN_MOST: Final = 100_000
 
 
@@ -171,7 +174,7 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
         raise Invalid("expected an artifact's type, got none", hint='say what it is: "model", "dataset", …')
     for alias in body.aliases:
         check_alias(alias)
-    check_words(body.tags, body.metadata)
+    check_words(body.tags, body.metadata, body.description)
     if body.run:
         split_run_path(body.run)
     with request.app.state.eraser.committing(body.manifest):
@@ -209,7 +212,7 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
 async def patch_version(request: Request, at: OfArtifact, ref: Ref, context: Process) -> Response:
     """Change what people say about a version."""
     body = await read_body(request, VersionPatch)
-    check_words(body.tags or [], body.metadata or {})
+    check_words(body.tags or [], body.metadata or {}, body.description or "")
     number = await _number(context, at, ref)
     said = body.model_dump(exclude_none=True)
     event = ArtifactUpdated(artifact=at.path, version=number, **said)
@@ -328,16 +331,19 @@ def _numbered(version: str | None) -> int | None:
     return int(version[1:])
 
 
-def check_words(tags: list[str], metadata: dict[str, Any]) -> None:
+def check_words(tags: list[str], metadata: dict[str, Any], description: str) -> None:
     """See that what people say of a version may be kept.
 
     Raises:
-        Invalid: it is too much, or a tag cannot be one.
+        Invalid: it is too much or too deep, or a tag cannot be one.
     """
+    if (size := len(description.encode())) > TEXT_BYTES_MOST:
+        raise Invalid(f"expected a description of at most {TEXT_BYTES_MOST} bytes, got {size}")
     if len(tags) > most("tags"):
         raise Invalid(f"expected at most {most('tags')} tags, got {len(tags)}", limit="tags", most=most("tags"))
     for tag in tags:
         check_name("a tag", tag)
+    check_depth(metadata, "metadata")
     if (size := len(orjson.dumps(metadata))) > most("config_bytes"):
         raise Invalid(f"expected metadata of at most {most('config_bytes')} bytes, got {size}", limit="config_bytes")
 
