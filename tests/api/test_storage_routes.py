@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -205,6 +206,19 @@ def test_what_is_kept_says_so_and_stays(tmp_path: Path) -> None:
             assert (await ask(app, "DELETE", "holds/h"))["holds"] == []
             await ask(app, "DELETE", "holds/h", 404)
             assert (await gc(app))["versions"] == ["t/p/x:v1"]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("hold", ["1 O 12/26", "a/../b", "/x/", "case #7", "50% ?"])
+def test_a_hold_that_is_placed_can_be_released(tmp_path: Path, hold: str) -> None:
+    """Whatever its id is; one that no address may end in is refused at once."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            assert (await ask(app, "POST", "holds", scope="t", hold=hold))["hold"] == hold
+            assert (await ask(app, "DELETE", f"holds/{quote(hold, safe='')}"))["holds"] == []
+            await ask(app, "POST", "holds", 422, scope="t", hold="..")
 
     asyncio.run(work())
 
