@@ -241,10 +241,9 @@ def named_version(artifacts: Artifacts, text: str, *, deleted: bool = False) -> 
         Invalid: it is no such name. NotFound: there is none.
     """
     path, colon, ref = text.rpartition(":")
-    whole, _ = split_scope(path)
-    if not colon or whole.count("/") != 2 or not ref:
+    if not colon or ":" in path or path.count("/") != 2 or not ref:
         raise Invalid(f"expected entity/project/name:v3 or with an alias, got {text[:200]!r}")
-    return artifacts.find(whole, ref, deleted=deleted)
+    return artifacts.find(split_scope(path)[0], ref, deleted=deleted)
 
 
 # ---------------------------------------------------------------------------------------------------- promotions
