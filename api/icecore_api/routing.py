@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from icecore.errors import Forbidden, IcecoreError
+from icecore.errors import Forbidden, IcecoreError, Unauthenticated
 from icecore_api.answers import error_answer, index_page
 from icecore_api.context import Context, Principal
 from icecore_api.models import ErrorBody
@@ -112,6 +112,8 @@ class _Asks:
 
     async def __call__(self, request: Request) -> None:
         """Ask; async, since FastAPI would send a plain function to another thread."""
+        if not hasattr(request.state, "principal"):  # a public path, but this method of it is another route
+            raise Unauthenticated("expected an API key or a session, got neither", hint="icecore login")
         allow(principal(request), self.permission)
 
 

@@ -173,7 +173,7 @@ def stream_of(name: str, version: int) -> str:
     return family
 
 
-def check_depth(root: Mapping[str, Any]) -> None:
+def check_depth(root: Mapping[str, Any], what: str = "a payload") -> None:
     """Check that no value nests deeper than `json_depth`. Level by level: nothing recurses.
 
     Raises:
@@ -184,7 +184,7 @@ def check_depth(root: Mapping[str, Any]) -> None:
     while level:
         depth += 1
         if depth > most("json_depth"):
-            check_limit("json_depth", depth, "a payload")
+            check_limit("json_depth", depth, what)
         deeper: list[Any] = []
         for value in level:
             members = value.values() if type(value) is dict else value

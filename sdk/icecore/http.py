@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from icecore import errors
-from icecore.errors import IcecoreError, ServerFailed, ServerUnreachable, Unauthenticated
+from icecore.errors import IcecoreError, Invalid, ServerFailed, ServerUnreachable, Unauthenticated
 from icecore.position import Token
 
 if TYPE_CHECKING:
@@ -98,7 +98,13 @@ class JsonClient:
         body: Any = None,
         accept: str = "application/json",
     ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """The answer as it comes, for `with`. Errors as `ask`."""
+        """The answer as it comes, for `with`. Errors as `ask`.
+
+        Raises:
+            Invalid: a name is `.` or `..`, which on its way would make this another address.
+        """
+        if not {".", ".."}.isdisjoint(path.split("/")):
+            raise Invalid(f"expected names other than . and .., got {path[:200]!r}")
         response = self._patiently(method, path, query or {}, body, accept)
         try:
             note_position(self.url, response.headers.get(POSITION_HEADER, ""))
@@ -165,7 +171,7 @@ class JsonClient:
             target = f"{target}?{urlencode(fields)}"
         if self._pool is None:
             self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5.0, read=self.timeout))
-        data = None if body is None else orjson.dumps(body)
+        data = None if body is None else _encoded(body)
         for attempt in (1, 2):
             try:
                 return self._pool.request(
@@ -182,6 +188,13 @@ class JsonClient:
         if isinstance(error, Unauthenticated) and not error.hint:
             error.hint = f"log in with `icecore login --url {self.url}`, or set ICECORE_API_KEY"
         return error
+
+
+def _encoded(body: Any) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise Invalid(f"expected what can be sent as JSON, got: {error}") from error
 
 
 def unreachable(url: str, cause: Exception) -> ServerUnreachable:

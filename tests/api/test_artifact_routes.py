@@ -45,6 +45,11 @@ async def get(app: Application, path: str, **query: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """An object in an object, and so on."""
+    return {"a": nested(levels - 1)} if levels else {}
+
+
 def test_a_version_is_found_by_number_and_alias(tmp_path: Path) -> None:
     """What was committed is answered with its files' count and size, by v0, by latest and by each of its aliases."""
 
@@ -85,6 +90,9 @@ def test_the_same_content_is_the_same_version(tmp_path: Path) -> None:
         ({"type": "model", "manifest": "0" * 64, "aliases": ["v3"]}, 422, "names a version"),
         ({"type": "model", "manifest": "0" * 64, "aliases": ["a/b"]}, 422, "alias"),
         ({"type": "model", "manifest": "0" * 64, "run": "x"}, 422, "run path"),
+        ({"type": "model", "manifest": "0" * 64, "description": "x" * 300_000}, 422, "description"),
+        ({"type": "model", "manifest": "0" * 64, "metadata": nested(64)}, 422, "json_depth"),
+        ({"type": "model", "manifest": "0" * 64, "metadata": nested(900)}, 422, "json_depth"),
     ],
 )
 def test_what_cannot_be_a_version_is_refused(tmp_path: Path, body: dict[str, Any], status: int, words: str) -> None:

@@ -72,6 +72,7 @@ def test_a_link_is_resolved_and_keeps_its_source(tmp_path: Path) -> None:
             assert gone["state"] == "deleted"
             await ask(app, "DELETE", f"artifacts/{NET}/v0", with_aliases=True)
             await ask(app, "POST", f"registry/{CHURN}/links", {"source": f"{NET}:v0"}, status=404)
+            await ask(app, "POST", f"registry/{CHURN}/links", {"source": f"{NET}:v0:v0"}, status=422)
             await ask(app, "POST", f"registry/{CHURN}/links", {"source": "net"}, status=422)
 
     asyncio.run(work())

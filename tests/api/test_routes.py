@@ -64,6 +64,7 @@ def test_every_route_names_a_permission_and_strangers_get_401(tmp_path: Path) ->
             else:
                 assert answer.status_code == 401, path
             assert (permission == "public") == ((method, path) in PUBLIC), path
+        assert (await made.anonymous.get("/api/v1/login")).status_code == 401  # as a run's page, which it is not
         assert seen >= PUBLIC
         assert len(seen) > 20
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,8 @@ from icecore import manifest
 from icecore.manifest import Entry
 from icecore.retention_events import ArtifactErased, BlobErasing
 from icecore_api.retention.clock import GAP_S, SETTLE_S, RetentionClock
+from icecore_api.retention.contents import Contents
+from icecore_api.retention.planning import make_plan
 
 ROOT = "/api/v1/artifacts"
 BIG = 300_000
@@ -207,6 +210,19 @@ def test_what_is_kept_says_so_and_stays(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("hold", ["1 O 12/26", "a/../b", "/x/", "case #7", "50% ?"])
+def test_a_hold_that_is_placed_can_be_released(tmp_path: Path, hold: str) -> None:
+    """Whatever its id is; one that no address may end in is refused at once."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            assert (await ask(app, "POST", "holds", scope="t", hold=hold))["hold"] == hold
+            assert (await ask(app, "DELETE", f"holds/{quote(hold, safe='')}"))["holds"] == []
+            await ask(app, "POST", "holds", 422, scope="t", hold="..")
+
+    asyncio.run(work())
+
+
 def test_the_grace_is_waited_for(tmp_path: Path) -> None:
     """A deleted version can be restored until the grace is over and it is erased; then it is told by whom."""
 
@@ -266,6 +282,46 @@ def test_what_is_under_way_is_left_alone(tmp_path: Path) -> None:
             assert du(tmp_path) == sum(map(len, shared.values()))
             assert (await ask(app, "POST", "parts/t/p/many/epoch-1/finish", type="model"))["files"] == 1
             assert not list((tmp_path / "blobs" / "uploads").iterdir())
+
+    asyncio.run(work())
+
+
+def test_what_is_deleted_while_versions_are_said_to_be_erased_waits(tmp_path: Path) -> None:
+    """A version that the log does not call erased can be restored, so the plan that is carried out leaves its bytes."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            for number, files in enumerate((["A"], ["B"])):
+                await version(app, "t/p/x", files)
+                await ask(app, "DELETE", f"artifacts/t/p/x/v{number}")
+            await app.put(ArtifactErased(artifact="t/p/x", version=0, plan="gc-1"))
+            contents = Contents(app.context.blobs)
+            plan = await make_plan(
+                app.context, contents, (), plan="gc-1", now_ms=app.context.clock_ms(), grace_s=0, said=True
+            )
+            gone = hashlib.sha256(manifest.encode(entries(["A"]))).hexdigest()
+            assert {*plan.digests} == {gone, hashlib.sha256(content("A")).hexdigest()}
+            assert (plan.versions.due, plan.versions.waiting) == ((), 1)
+            await ask(app, "POST", "artifacts/t/p/x/v1/restore")
+
+    asyncio.run(work())
+
+
+def test_a_question_keeps_what_it_read_while_the_next_begins_anew(tmp_path: Path) -> None:
+    """A plan knows what versions need to its end, also where others ask meanwhile and too much was remembered."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            contents = Contents(app.context.blobs, remembered=0)
+            manifests = []
+            for number, files in enumerate((["A", "a"], ["B", "b"], ["C"])):
+                await version(app, "t/p/x", files)
+                manifests.append((await ask(app, "GET", f"artifacts/t/p/x/v{number}"))["digest"])
+            first, *others = await asyncio.gather(*(contents.read([digest]) for digest in manifests))
+            assert first.unread(manifests) == manifests[1:]
+            named = {entry.digest for entry in entries(["A", "a"]).values()}
+            assert {*first.digests(first.of(manifests[:1]).tolist())} == {*named, manifests[0]}
+            assert all(other is not first for other in others)
 
     asyncio.run(work())
 

@@ -442,6 +442,7 @@ def test_what_is_damaged_is_found_and_healed_by_coming_again(place: Place) -> No
 
     async def find(blobs: BlobStore) -> None:
         assert sorted(hurt.digest for hurt in blobs.scrub()) == sorted(digests)
+        assert await blobs.hurt() == 3
         with pytest.raises(BlobDamaged):
             await blobs.read(digests[0])
 
@@ -451,6 +452,7 @@ def test_what_is_damaged_is_found_and_healed_by_coming_again(place: Place) -> No
         assert await blobs.missing(digests) == []
         assert [await blobs.read(digest) for digest in digests] == [small, single, large]
         assert list(blobs.scrub()) == []
+        assert await blobs.hurt() == 0
 
     async def later(blobs: BlobStore) -> None:
         assert [await blobs.read(digest) for digest in digests] == [small, single, large]

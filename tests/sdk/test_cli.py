@@ -331,6 +331,9 @@ ERRORS = [
     (["runs", "e/q"], 5, "expected a project that has runs, got e/q"),
     (["log", "show", "here"], 2, "expected a position"),
     (["login", "--key", "-"], 2, "expected an API key"),
+    (["artifact", "show", "e/p/.."], 2, "expected names other than . and .."),
+    (["artifact", "show", "e/p/\udcff"], 2, "expected text in UTF-8"),
+    (["hold", "add", "e/\udcff", "--reason", "x"], 2, "expected what can be sent as JSON"),
 ]
 
 

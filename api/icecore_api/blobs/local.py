@@ -122,6 +122,10 @@ class LocalBlobs:
         with trouble("look for blobs"):
             return await self._in_thread(self._sizes if self._refuse else self._touch, digests)
 
+    async def hurt(self) -> int:
+        """How many blobs are known to be damaged or missing."""
+        return len(self._hurt)
+
     def _sizes(self, digests: Sequence[str]) -> dict[str, int]:
         found = {digest: place.size for digest, place in self.index.find(digests).items()}
         found |= {digest: place.size for digest, place in self.index.chunks.find(digests).items()}

@@ -365,6 +365,11 @@ class RemoteBlobs:
         async for gone in self._shrinking.erase(digests, not_touched_since):
             yield gone
 
+    async def hurt(self) -> int:
+        """How many blobs are known to be damaged or missing."""
+        await self._ready()
+        return len(self.index.hurt())
+
     def scrub(self, progress: Progress = lambda _done, _total: None) -> Iterator[Hurt]:
         """Read every blob again; those that are damaged or missing."""
         for hurt in scrub(self._objects, self.index, progress):

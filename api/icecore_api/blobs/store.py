@@ -291,6 +291,10 @@ class BlobStore(Shrinking, Protocol):
         """
         ...
 
+    async def hurt(self) -> int:
+        """How many blobs are known to be damaged or missing: a scrub found them, and they did not come again since."""
+        ...
+
     def close(self) -> None:
         """Let go of everything."""
         ...

@@ -91,11 +91,15 @@ class Artifacts:
 
     def with_digest(self, path: str, digest: str) -> Found:
         """The version of a manifest's digest, which is there."""
-        where = "artifact = $artifact AND digest = $digest"
-        row = self._one(Version, "versions", where, {"artifact": artifact_number(path), "digest": digest})
+        row = self.same(path, digest)
         if row is None:
             raise NotFound(f"no version of {path} has the digest {digest}", hint="commit it")
         return Found(self.collection(path), row)
+
+    def same(self, path: str, digest: str) -> Version | None:
+        """The version of a manifest's digest, be it deleted or not; None where there was never one."""
+        where = "artifact = $artifact AND digest = $digest"
+        return self._one(Version, "versions", where, {"artifact": artifact_number(path), "digest": digest})
 
     def versions(self, path: str, before: int | None = None) -> Iterator[Found]:
         """The versions of an artifact that are there, newest first.

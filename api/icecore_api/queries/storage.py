@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 
 from icecore_api.blobs.store import BlobStore
-from icecore_api.retention.contents import Contents, Numbers
+from icecore_api.retention.contents import Known, Numbers
 
 By = Literal["team", "project", "collection", "type", "user"]
 GROWTH_MS: Final = 30 * 86_400_000
@@ -53,15 +53,15 @@ class Table:
     """Groups of versions and their bytes.
 
     Args:
-        contents: with the manifests of all versions.
+        known: the manifests of all versions.
         versions: those whose bytes are there.
         now_ms: growth counts from here back.
         price: of a GB (1,000,000,000 bytes) for a month.
     """
 
-    def __init__(self, contents: Contents, versions: Sequence[Held], now_ms: int, price: float) -> None:
-        self._contents = contents
-        self._sizes = contents.sizes
+    def __init__(self, known: Known, versions: Sequence[Held], now_ms: int, price: float) -> None:
+        self._known = known
+        self._sizes = known.sizes
         self._versions = versions
         self._since = now_ms - GROWTH_MS
         self._price = price
@@ -86,7 +86,7 @@ class Table:
         row = {"group": "", **self._row(self._versions, self._live)}
         usage = await blobs.usage()
         hidden = self._only_deleted(self._versions)
-        weight = await blobs.weigh(self._contents.digests(hidden.tolist()))
+        weight = await blobs.weigh(self._known.digests(hidden.tolist()))
         return {
             **row,
             "blobs": usage.blobs,
@@ -98,8 +98,8 @@ class Table:
         }
 
     def _row(self, some: Sequence[Held], live: Numbers) -> dict[str, Any]:
-        old = self._contents.of(version.digest for version in some if version.created_ts <= self._since)
-        added = np.setdiff1d(self._contents.of(version.digest for version in some), old, assume_unique=True)
+        old = self._known.of(version.digest for version in some if version.created_ts <= self._since)
+        added = np.setdiff1d(self._known.of(version.digest for version in some), old, assume_unique=True)
         unique = self._bytes(live)
         return {
             "versions": sum(not version.deleted for version in some),
@@ -117,7 +117,7 @@ class Table:
         return np.setdiff1d(self._numbers(some, deleted=True), self._live, assume_unique=True)
 
     def _numbers(self, some: Iterable[Held], *, deleted: bool) -> Numbers:
-        return self._contents.of(version.digest for version in some if version.deleted == deleted)
+        return self._known.of(version.digest for version in some if version.deleted == deleted)
 
     def _bytes(self, numbers: Numbers) -> int:
         return int(self._sizes[numbers].sum())

@@ -21,28 +21,19 @@ Numbers = npt.NDArray[np.int64]
 _NONE: Final[Numbers] = np.zeros(0, np.int64)
 
 
-class Contents:
-    """Numbers for digests, and for each manifest the numbers of its blobs, itself included."""
+class Known:
+    """Numbers for digests, and for each manifest the numbers of its blobs, itself included. It only ever grows."""
 
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+    def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
         self._digests: list[bytes] = []
         self._sizes: list[int] = []
         self._manifests: dict[str, Numbers] = {}
         self._entries = 0
 
-    async def read(self, manifests: Collection[str]) -> None:
-        """Take in manifests; those that are not there, or damaged, name nothing."""
-        if len(self._digests) + self._entries > REMEMBERED:
-            self._numbers, self._digests, self._sizes, self._manifests, self._entries = {}, [], [], {}, 0
-        wanted = [digest for digest in dict.fromkeys(manifests) if digest not in self._manifests]
-        for first in range(0, len(wanted), _AT_ONCE):
-            some = wanted[first : first + _AT_ONCE]
-            for digest, data in zip(some, await asyncio.gather(*map(self._data, some)), strict=True):
-                if data is not None:
-                    self._manifests[digest] = await asyncio.to_thread(self._taken, digest, data)
-                    self._entries += len(self._manifests[digest])
+    def __len__(self) -> int:
+        """Numbers of blobs, and of entries of manifests, that it holds."""
+        return len(self._digests) + self._entries
 
     def unread(self, manifests: Iterable[str]) -> list[str]:
         """Those of some manifests that are not there, or damaged."""
@@ -66,18 +57,14 @@ class Contents:
         """Blobs by their numbers."""
         return [self._digests[number].hex() for number in numbers]
 
-    async def _data(self, digest: str) -> bytes | None:
-        try:
-            return await self._blobs.read(digest)
-        except (NotFound, BlobDamaged):
-            return None
-
-    def _taken(self, digest: str, data: bytes) -> Numbers:
+    def take(self, digest: str, data: bytes) -> None:
+        """Take in a manifest."""
         entries: dict[str, dict[str, Any]] = orjson.loads(data)["entries"]
         named = {entry["digest"]: entry["size"] for entry in entries.values() if "ref" not in entry}
         numbers = [self._number(bytes.fromhex(digest), len(data))]
         numbers += [self._number(bytes.fromhex(blob), size) for blob, size in named.items()]
-        return np.unique(np.array(numbers, np.int64))
+        self._manifests[digest] = np.unique(np.array(numbers, np.int64))
+        self._entries += len(self._manifests[digest])
 
     def _number(self, digest: bytes, size: int) -> int:
         number = self._numbers.setdefault(digest, len(self._digests))
@@ -85,3 +72,36 @@ class Contents:
             self._digests.append(digest)
             self._sizes.append(size)
         return number
+
+
+class Contents:
+    """Reads manifests, one question after the other, and remembers them for the next one."""
+
+    def __init__(self, blobs: BlobStore, remembered: int = REMEMBERED) -> None:
+        self._blobs = blobs
+        self._remembered = remembered
+        self._known = Known()
+        self._turn = asyncio.Lock()
+
+    async def read(self, manifests: Collection[str]) -> Known:
+        """Take in manifests; those that are not there, or damaged, name nothing.
+
+        What is answered stays whole for whoever asked, also where the next question finds it too large and begins anew.
+        """
+        async with self._turn:
+            if len(self._known) > self._remembered:
+                self._known = Known()
+            known = self._known
+            wanted = known.unread(dict.fromkeys(manifests))
+            for first in range(0, len(wanted), _AT_ONCE):
+                some = wanted[first : first + _AT_ONCE]
+                for digest, data in zip(some, await asyncio.gather(*map(self._data, some)), strict=True):
+                    if data is not None:
+                        await asyncio.to_thread(known.take, digest, data)
+            return known
+
+    async def _data(self, digest: str) -> bytes | None:
+        try:
+            return await self._blobs.read(digest)
+        except (NotFound, BlobDamaged):
+            return None

@@ -1,7 +1,8 @@
 """Erasing what nobody needs, with receipts that agree with the bytes also after a kill.
 
 1. The versions of the plan are said to be erased (`artifact.erased`); the fold declines where somebody restored one.
-2. The plan is made anew from what the fold decided, and `blob.erasing` says which blobs are to go.
+2. The plan is made anew from what the fold decided, and `blob.erasing` says which blobs are to go. A version that was
+   deleted meanwhile waits for the next plan: it can be restored until the log says that it is erased.
 3. The blobs go, and `blob.erased` says which went, and their bytes.
 A process that is killed between 2 and 3 leaves a plan without its last receipt: the next one writes it, from what is
 gone, and takes what is left into its own plan.
@@ -81,13 +82,13 @@ class Eraser:
             said = plan.as_json()
             if plan.versions.due:
                 await self._say_erased(who, plan)
-                plan = await self._plan(name, grace_s, begun)
+                plan = await self._plan(name, grace_s, begun, said=True)
             freed = await self._carry_out(who, plan, report)
             return {**said, **freed}
 
     # ------------------------------------------------------------------------------------------------- a plan
 
-    async def _plan(self, name: str, grace_s: float, begun: Mapping[str, int]) -> Plan:
+    async def _plan(self, name: str, grace_s: float, begun: Mapping[str, int], *, said: bool = False) -> Plan:
         now = self._clock.now_ms()
         if now is None and grace_s > 0:
             wait = self._clock.believed_in_s
@@ -104,6 +105,7 @@ class Eraser:
             now_ms=self._context.clock_ms() if now is None else now,
             grace_s=grace_s,
             begun=begun,
+            said=said,
         )
 
     async def _say_erased(self, who: Principal, plan: Plan) -> None:

@@ -22,7 +22,7 @@ from icecore_api.context import Context
 from icecore_api.deps import reading_now
 from icecore_api.queries.artifacts import Artifacts
 from icecore_api.queries.retention import Retention
-from icecore_api.retention.contents import Contents, Numbers
+from icecore_api.retention.contents import Contents, Known, Numbers
 from icecore_projections.folds.retention import VersionKey
 from icecore_projections.schema import artifact_number
 
@@ -56,7 +56,7 @@ class Versions:
     due: tuple[VersionKey, ...]
     """Versions whose bytes are to go: dead, and not said to be erased yet."""
     waiting: int
-    """Versions that were deleted within the grace."""
+    """Versions that were deleted within the grace, or after the log was told which are erased."""
     kept: int
     """Deleted versions that something keeps."""
     parts: frozenset[str]
@@ -118,17 +118,19 @@ async def make_plan(
     now_ms: int,
     grace_s: float,
     begun: Mapping[str, int] | None = None,
+    said: bool = False,
 ) -> Plan:
     """Look at every version and every blob.
 
     Args:
         context: of the process that has the blobs.
-        contents: what is known of manifests.
+        contents: reads manifests.
         committing: manifests that are being committed now; looked at before the versions are.
         plan: its id.
         now_ms: by a clock that is believed.
         grace_s: how long ago a version must have been deleted.
         begun: digests that an earlier plan was to erase -> when, ms since 1970.
+        said: whether the log says already which versions are erased: the others can be restored, and stay.
 
     Raises:
         BlobDamaged: the manifest of a version that is there cannot be read, so that nobody knows what it needs.
@@ -138,22 +140,22 @@ async def make_plan(
     async with reading_now(context) as reading:
         reading.without_limit()
         reading.begin()
-        versions = await run_in_threadpool(look, reading.cursor, now_ms, grace_s)
+        versions = await run_in_threadpool(look, reading.cursor, now_ms, grace_s, said=said)
     coming |= versions.parts
-    await contents.read([*versions.live, *coming, *versions.dead])
-    if unread := contents.unread(versions.live):
+    known = await contents.read([*versions.live, *coming, *versions.dead])
+    if unread := known.unread(versions.live):
         raise BlobDamaged(
             f"expected the manifests of all versions, got {len(unread)} that cannot be read, the first is {unread[0]}",
             hint="nothing was erased; `icecore scrub` says what is hurt",
             missing=unread[:100],
         )
-    needed = await run_in_threadpool(_flags, contents, [*versions.live, *coming])
-    ended = await run_in_threadpool(_ended, contents, versions.dead)
+    needed = await run_in_threadpool(_flags, known, [*versions.live, *coming])
+    ended = await run_in_threadpool(_ended, known, versions.dead)
     chosen, under_way, uncommitted = [], 0, 0
     lately, again = at - max(grace_s, UNDER_WAY_S), at - max(grace_s, AGAIN_S)
     async for some in context.blobs.all_blobs():
         for blob in some:
-            number = contents.number(blob.digest)
+            number = known.number(blob.digest)
             if (number is not None and number < len(needed) and needed[number]) or blob.digest in versions.live:
                 continue
             since = ended.get(number) if number is not None else None
@@ -169,8 +171,8 @@ async def make_plan(
     return Plan(plan, at, grace_s, versions, tuple(chosen), orphans, weight.reclaimable, under_way, uncommitted)
 
 
-def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float) -> Versions:
-    """Which manifests are needed, as one state of the store says."""
+def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float, *, said: bool = False) -> Versions:
+    """Which manifests are needed, as one state of the store says; `said` as in `make_plan`."""
     retention = Retention(cursor)
     hidden = retention.hidden(now_ms)
     found = Artifacts(cursor).by_number([(artifact_number(one.key.artifact), one.key.version) for one in hidden])
@@ -185,7 +187,7 @@ def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float) -> Vers
         if not one.erased and standing[one.key].kept:
             live.add(one.digest)
             kept += 1
-        elif not one.erased and one.since + grace_s * 1000 > now_ms:
+        elif not one.erased and (said or one.since + grace_s * 1000 > now_ms):
             live.add(one.digest)
             waiting += 1
         else:
@@ -196,17 +198,17 @@ def look(cursor: duckdb.DuckDBPyConnection, now_ms: int, grace_s: float) -> Vers
     return Versions(frozenset(live), gone, tuple(due), waiting, kept, frozenset(digest for (digest,) in parts))
 
 
-def _flags(contents: Contents, manifests: Iterable[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    numbers: Numbers = contents.of(manifests)
-    flags = np.zeros(len(contents.sizes), np.bool_)
+def _flags(known: Known, manifests: Iterable[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    numbers: Numbers = known.of(manifests)
+    flags = np.zeros(len(known.sizes), np.bool_)
     flags[numbers] = True
     return flags
 
 
-def _ended(contents: Contents, dead: Mapping[str, int]) -> dict[int, int]:
+def _ended(known: Known, dead: Mapping[str, int]) -> dict[int, int]:
     """Blob -> when the last version with it was deleted."""
     ended: dict[int, int] = {}
     for digest, since in dead.items():
-        for number in contents.of([digest]).tolist():
+        for number in known.of([digest]).tolist():
             ended[number] = max(ended.get(number, 0), since)
     return ended

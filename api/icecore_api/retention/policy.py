@@ -101,6 +101,6 @@ def deletion(found: Found, rule: Rule) -> ArtifactDeleted:
 async def freed(blobs: BlobStore, contents: Contents, verdict: Verdict) -> int:
     """By how many bytes the disk gets emptier once the versions that go are erased."""
     going = [one.version.digest for one in verdict.going]
-    await contents.read([*going, *verdict.staying])
-    alone = np.setdiff1d(contents.of(going), contents.of(verdict.staying), assume_unique=True)
-    return (await blobs.weigh(contents.digests(alone.tolist()))).reclaimable
+    known = await contents.read([*going, *verdict.staying])
+    alone = np.setdiff1d(known.of(going), known.of(verdict.staying), assume_unique=True)
+    return (await blobs.weigh(known.digests(alone.tolist()))).reclaimable

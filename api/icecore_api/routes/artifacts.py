@@ -36,11 +36,12 @@ from icecore_api.artifact_models import (
 )
 from icecore_api.context import Context
 from icecore_api.deps import OfProject, Process, Read, Reading, body_schema, read_body, reading_now
-from icecore_api.manifests import check_manifest
+from icecore_api.manifests import Content, check_manifest
 from icecore_api.queries.artifacts import NUMBERED, Artifacts, collection_answer, version_answer
 from icecore_api.queries.documents import matcher
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
+from icecore_ingest.admit import check_depth
 from icecore_projections.folds.artifact_rows import LATEST
 
 router: Final = Router(tags=["artifacts"])
@@ -49,6 +50,8 @@ FILTERED: Final = frozenset(
     {"metadata", "version", "created_at", "tags", "aliases", "description", "user", "size", "files"}
 )
 """What a filter of versions may begin with."""
+TEXT_BYTES_MOST: Final = most("config_bytes") // 4
+"""Of a description, or a card's template."""
 _SEEN_MOST: Final = 100_000
 
 
@@ -171,11 +174,11 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
         raise Invalid("expected an artifact's type, got none", hint='say what it is: "model", "dataset", …')
     for alias in body.aliases:
         check_alias(alias)
-    check_words(body.tags, body.metadata)
+    check_words(body.tags, body.metadata, body.description)
     if body.run:
         split_run_path(body.run)
     with request.app.state.eraser.committing(body.manifest):
-        content = await check_manifest(context.blobs, body.manifest)
+        content = await _of_same(context, at, body.manifest) or await check_manifest(context.blobs, body.manifest)
         if content.parts:
             raise Invalid("expected the files of a version, got a bundle's parts", hint="POST bundles/… makes bundles")
         event = ArtifactCommitted(
@@ -198,6 +201,21 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
         return Json(version_answer(found), position=token)
 
 
+async def _of_same(context: Context, at: ArtifactPath, manifest: str) -> Content | None:
+    """What is known of a manifest that is a version already, whose blobs are needed and so are there.
+
+    Looking at 100,000 files again would cost seconds. None where it is none, was deleted, is a bundle, or where some
+    blob is known to be hurt: then what comes may heal it.
+    """
+    if await context.blobs.hurt():
+        return None
+    async with reading_now(context) as reading:
+        version = await run_in_threadpool(Artifacts(reading.cursor).same, at.path, manifest)
+    if version is None or version.deleted or version.parts:
+        return None
+    return Content(version.files, version.size, version.references, {})
+
+
 @router.on(
     "PATCH",
     "/artifacts/{entity}/{project}/{name}/{ref}",
@@ -209,7 +227,7 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
 async def patch_version(request: Request, at: OfArtifact, ref: Ref, context: Process) -> Response:
     """Change what people say about a version."""
     body = await read_body(request, VersionPatch)
-    check_words(body.tags or [], body.metadata or {})
+    check_words(body.tags or [], body.metadata or {}, body.description or "")
     number = await _number(context, at, ref)
     said = body.model_dump(exclude_none=True)
     event = ArtifactUpdated(artifact=at.path, version=number, **said)
@@ -328,16 +346,19 @@ def _numbered(version: str | None) -> int | None:
     return int(version[1:])
 
 
-def check_words(tags: list[str], metadata: dict[str, Any]) -> None:
+def check_words(tags: list[str], metadata: dict[str, Any], description: str) -> None:
     """See that what people say of a version may be kept.
 
     Raises:
-        Invalid: it is too much, or a tag cannot be one.
+        Invalid: it is too much or too deep, or a tag cannot be one.
     """
+    if (size := len(description.encode())) > TEXT_BYTES_MOST:
+        raise Invalid(f"expected a description of at most {TEXT_BYTES_MOST} bytes, got {size}")
     if len(tags) > most("tags"):
         raise Invalid(f"expected at most {most('tags')} tags, got {len(tags)}", limit="tags", most=most("tags"))
     for tag in tags:
         check_name("a tag", tag)
+    check_depth(metadata, "metadata")
     if (size := len(orjson.dumps(metadata))) > most("config_bytes"):
         raise Invalid(f"expected metadata of at most {most('config_bytes')} bytes, got {size}", limit="config_bytes")
 

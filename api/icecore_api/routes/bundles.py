@@ -164,7 +164,7 @@ def _check(body: Words) -> None:
     check_name("an artifact's type", body.type)
     if not body.type:
         raise Invalid("expected an artifact's type, got none", hint='say what it is: "model", "dataset", …')
-    check_words(body.tags, body.metadata)
+    check_words(body.tags, body.metadata, body.description)
     for alias in body.aliases:
         check_alias(alias)
     if body.run:

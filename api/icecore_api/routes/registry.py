@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from icecore.errors import Invalid, NotFound
 from icecore.events import Event, check_name, uuid7
-from icecore.limits import most
 from icecore.position import LEDGER, Place, Token
 from icecore.registry_checks import Evidence, Verdict, parse_check
 from icecore.registry_events import (
@@ -51,7 +50,7 @@ from icecore_api.registry_models import (
     PromotionState,
     RollBack,
 )
-from icecore_api.routes.artifacts import ArtifactPath, OfArtifact, check_alias
+from icecore_api.routes.artifacts import TEXT_BYTES_MOST, ArtifactPath, OfArtifact, check_alias
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.artifact_rows import LATEST
@@ -64,8 +63,6 @@ T = TypeVar("T")
 _OF: Final = "/registry/{entity}/{project}/{name}"
 _NAMES_MOST: Final = 100
 """Stages, required keys, or checks of an alias."""
-_TEXT_BYTES_MOST: Final = most("config_bytes") // 4
-"""Of a card's template, or a description."""
 _ID_CHARS: Final = 12
 """Of a promotion's id: the last of a UUIDv7, which are random."""
 
@@ -162,8 +159,8 @@ def _settings(at: ArtifactPath, body: CollectionPatch) -> CollectionSet:
     check_name("an artifact's type", body.type)
     check_name("an owner", body.owner or "")
     for said in (body.template, body.description):
-        if said is not None and len(said.encode()) > _TEXT_BYTES_MOST:
-            raise Invalid(f"expected a text of at most {_TEXT_BYTES_MOST} bytes, got {len(said.encode())}")
+        if said is not None and len(said.encode()) > TEXT_BYTES_MOST:
+            raise Invalid(f"expected a text of at most {TEXT_BYTES_MOST} bytes, got {len(said.encode())}")
     checks = {alias: [parse_check(one) for one in each] for alias, each in (body.checks or {}).items()}
     return CollectionSet(
         artifact=at.path,
@@ -244,10 +241,9 @@ def named_version(artifacts: Artifacts, text: str, *, deleted: bool = False) -> 
         Invalid: it is no such name. NotFound: there is none.
     """
     path, colon, ref = text.rpartition(":")
-    whole, _ = split_scope(path)
-    if not colon or whole.count("/") != 2 or not ref:
+    if not colon or ":" in path or path.count("/") != 2 or not ref:
         raise Invalid(f"expected entity/project/name:v3 or with an alias, got {text[:200]!r}")
-    return artifacts.find(whole, ref, deleted=deleted)
+    return artifacts.find(split_scope(path)[0], ref, deleted=deleted)
 
 
 # ---------------------------------------------------------------------------------------------------- promotions

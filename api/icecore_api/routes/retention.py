@@ -138,6 +138,8 @@ async def place_hold(request: Request, context: Process) -> Response:
     body = await read_body(request, HoldRequest)
     scope = _scope(body.scope)
     hold = check_name("a hold's id", body.hold) or f"hold-{uuid7()[-12:]}"
+    if hold in {".", ".."}:
+        raise Invalid(f"expected a hold's id that an address may end in, got {hold!r}")
     reason = check_name("a reason", body.reason, "text_value_bytes")
     token = await _submit(request, HoldPlaced(scope=scope, hold=hold, reason=reason))
     async with reading_now(context) as reading:
@@ -146,7 +148,7 @@ async def place_hold(request: Request, context: Process) -> Response:
     return Json(placed, position=token)
 
 
-@router.on("DELETE", "/holds/{hold}", permission="artifact:write", answer=HoldsAnswer, errors=[404, 409])
+@router.on("DELETE", "/holds/{hold:path}", permission="artifact:write", answer=HoldsAnswer, errors=[404, 409])
 async def release_hold(
     request: Request,
     context: Process,

@@ -33,7 +33,7 @@ async def storage(
     reading.without_limit()
     versions = await run_in_threadpool(held, reading.cursor, by)
     eraser: Eraser = request.app.state.eraser
-    await eraser.contents.read([version.digest for version in versions])
-    table = Table(eraser.contents, versions, reading.now_ms, price)
+    known = await eraser.contents.read([version.digest for version in versions])
+    table = Table(known, versions, reading.now_ms, price)
     body = {"by": by, "rows": await run_in_threadpool(table.rows), "total": await table.total(context.blobs)}
     return Json(body, position=reading.position)

@@ -60,6 +60,8 @@ def run(words: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("interrupted\n")
         return 130
+    except UnicodeError as error:
+        return _fail(UsageError(f"expected text in UTF-8, got: {error}", hint=help_at), as_json)
     except OSError as error:
         return _fail(IcecoreError(f"expected the file system to take or give it, got {error}"), as_json)
     return status if isinstance(status, int) else 0
