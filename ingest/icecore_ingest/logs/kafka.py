@@ -274,7 +274,7 @@ class KafkaLog:
         settings = self._settings
         self._client = await KafkaClient.open(settings)
         self._opened.push_async_callback(self._client.close)
-        topics = await self._client.topics()
+        topics = await kafka_topics.known(self._client, settings)
         found = await kafka_topics.drift(settings, topics)
         if found:
             raise kafka_topics.refuse(found)

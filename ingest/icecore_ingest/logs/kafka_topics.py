@@ -114,6 +114,16 @@ async def create_derived(settings: KafkaSettings) -> list[str]:
     return [topic]
 
 
+async def known(client: KafkaClient, settings: KafkaSettings) -> Topics:
+    """What the cluster says of the log's topics; a broker that has not heard of a new one yet is given two seconds."""
+    for _ in range(_TRIES):
+        topics = await client.topics()
+        if topics.ids.keys() >= set(settings.topics.values()):
+            break
+        await asyncio.sleep(_PAUSE_S)
+    return topics
+
+
 async def check(settings: KafkaSettings) -> list[Drift]:
     """What differs from what each topic must be; nothing where all is well.
 
