@@ -113,6 +113,7 @@ class Artifact(Linked):
                 pass
             if parts:
                 self._take(home.client.ask("POST", other_route("bundles", where), body={**words, "parts": parts}))
+                self._entries = None  # the server put its manifest together
             else:
                 self._take(home.commit(where, entries, sources, words, progress))
             self._clear()

@@ -62,6 +62,8 @@ def test_a_bundle_downloads_as_one_folder_and_keeps_its_parts(run: Run) -> None:
     found = run.use_artifact("vqa:staging")
     files = {"images/a.png": "1", "images/deep/b.png": "2", "model/w.pt": "3"}
 
+    assert tree(bundle.download("by-who-logged-it")) == files
+    assert {file.path for file in bundle.files()} == set(files)
     assert (found.type, found.version, found.metadata, found.digest) == ("bundle", "v0", {"k": 1}, bundle.digest)
     assert tree(found.download("out")) == files
     found.verify("out")
