@@ -138,6 +138,7 @@ def test_an_alias_moves_with_its_history(tmp_path: Path) -> None:
             assert moved.json()["before"] == "v0"
             late = await app.client.put(at, json={"version": "v0", "expected": "v0"})
             assert (late.status_code, "found v1" in late.text) == (409, True)
+            assert "alias history" in late.json()["error"]["hint"]
             then = (await get(app, at))["history"]
             assert [(m["before"], m["version"], m["reason"]) for m in then] == [
                 ("v0", "v1", "better"),
@@ -216,6 +217,9 @@ def test_a_deleted_version_is_gone_until_it_is_restored(tmp_path: Path) -> None:
             gone = await app.client.delete(f"{NAME}/prod", params={"with_aliases": True})
             assert (gone.status_code, gone.json()["state"]) == (200, "deleted")
             assert [(await app.client.get(f"{NAME}/{ref}")).status_code for ref in ("v1", "prod")] == [404, 404]
+            said = [(await app.client.get(f"{NAME}/{ref}")).json()["error"]["hint"] for ref in ("v1", "v7")]
+            assert "artifact restore" in said[0]
+            assert said[1] == "its newest is v1, and its aliases are: latest"
             assert (await get(app, f"{NAME}/latest"))["version"] == "v0"
             back = await app.client.post(f"{NAME}/v1/restore")
             assert (back.json()["state"], back.json()["aliases"]) == ("committed", [])
