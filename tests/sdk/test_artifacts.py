@@ -413,6 +413,10 @@ def test_api_finds_artifacts(run: Run) -> None:
     assert len(api.artifacts("dataset", "p/set")) == 5
     assert [found.name for found in api.artifact_collections("p")] == ["set"]
     assert api.artifact_types("p") == ["dataset"]
+    (kind,) = api.artifact_types("p")
+    assert (kind.name, [found.name for found in kind.collections()]) == ("dataset", ["set"])
+    with pytest.raises(NotFound, match=r"got 'model' \(dataset\)"):
+        api.artifact_type("model", "p")
     assert (api.artifact_exists("set:v4"), api.artifact_exists("set:v5")) == (True, False)
     assert api.artifact_exists("set", type="model") is False
     with pytest.raises(UsageError, match="of type"):
