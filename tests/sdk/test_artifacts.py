@@ -217,22 +217,6 @@ def test_a_file_that_changes_before_it_is_sent_is_an_error(run: Run, artifacts: 
     assert run.log_artifact(artifact).wait().version == "v0"
 
 
-def test_what_a_run_is_logging_can_be_used_by_it(run: Run, artifacts: ArtifactServer) -> None:
-    """`use_artifact` waits for its own run's versions of that name, and says what was wrong with them, once."""
-    artifacts.busy = 3
-    Path("m.pt").write_bytes(b"weights")
-    run.log_model("m.pt", "net")
-    assert Path(run.use_model("net:latest")).read_bytes() == b"weights"
-    other = Artifact("net", type="model")
-    Path("m.pt").write_bytes(b"others")
-    other.add_file("m.pt")
-    Path("m.pt").write_bytes(b"third")
-    run.log_artifact(other)
-    with pytest.raises(UsageError, match="as it was"):
-        run.use_artifact("net:latest")
-    assert run.use_artifact("net:latest").version == "v0"
-
-
 def test_finish_tells_what_was_not_logged(artifacts: ArtifactServer) -> None:
     """A script that never waits ends with the error, once the run itself is finished."""
     path = Path("m.pt")
