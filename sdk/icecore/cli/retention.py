@@ -271,10 +271,11 @@ def _agreed(plan: dict[str, Any], *, as_json: bool) -> bool:
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
+    named = ", ".join(plan["versions"][:10]) + (", …" if len(plan["versions"]) > 10 else "")
     rows = [
         ["frees", f"{plan['bytes']} bytes ({amount(plan['bytes'])})"],
         ["blobs", f"{plan['blobs']}, {plan['uncommitted']} of them of no version"],
-        ["versions", f"{len(plan['versions'])}: {', '.join(plan['versions'][:10])}" if plan["versions"] else "0"],
+        ["versions", f"{len(plan['versions'])}: {named}" if named else "0"],
         ["interrupted uploads", f"{plan['orphans']} ({amount(plan['orphan_bytes'])})"],
         ["deleted, within the grace", str(plan["waiting"])],
         ["deleted, but kept", str(plan["kept"])],
