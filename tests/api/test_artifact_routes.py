@@ -12,7 +12,9 @@ import pytest
 
 from applications import Application, application
 from icecore import manifest
+from icecore.errors import TooLarge
 from icecore.manifest import Entry
+from icecore_api.manifests import read_whole
 
 NAME = "/api/v1/artifacts/team/project/net"
 
@@ -128,6 +130,19 @@ def test_a_manifest_is_checked(tmp_path: Path, content: bytes) -> None:
             answer = await app.client.post(NAME, json={"type": "model", "manifest": digest})
             assert answer.status_code == 422, answer.text
             assert (await app.client.get(f"{NAME}/v0")).status_code == 404
+
+    asyncio.run(work())
+
+
+def test_a_blob_that_is_too_long_for_a_manifest_is_not_read(tmp_path: Path) -> None:
+    """A manifest is read whole: a blob that cannot be one is refused by its size."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            digest = await put(app, b'{"entries":{},"version":1}')
+            assert await read_whole(app.context.blobs, digest, bytes_most=26) == ({}, {})
+            with pytest.raises(TooLarge, match="at most 25 bytes, got a blob of 26"):
+                await read_whole(app.context.blobs, digest, bytes_most=25)
 
     asyncio.run(work())
 
