@@ -13,6 +13,8 @@ from icecore.limits import most
 from icecore.manifest import Entry, Pinned
 from icecore_api.blobs.store import BlobStore
 
+BYTES_MOST: Final = most("artifact_files") << 10
+"""Of a manifest: as many files as a version may have, each with a long path. It is read whole."""
 SOURCES_MOST: Final = 100
 _SOURCE_MOST: Final = 500
 _DEPTH_MOST: Final = 12
@@ -27,13 +29,23 @@ async def read_manifest(blobs: BlobStore, digest: str) -> dict[str, Entry]:
     return (await read_whole(blobs, digest))[0]
 
 
-async def read_whole(blobs: BlobStore, digest: str) -> tuple[dict[str, Entry], dict[str, Pinned]]:
+async def read_whole(
+    blobs: BlobStore, digest: str, bytes_most: int = BYTES_MOST
+) -> tuple[dict[str, Entry], dict[str, Pinned]]:
     """The entries of a manifest that is a blob, and the parts of a bundle.
 
     Raises:
-        BlobsMissing: there is no such blob. Invalid: it is no manifest. TooLarge: it names too many files.
-        BlobDamaged: it is no longer what was sent.
+        BlobsMissing: there is no such blob. Invalid: it is no manifest. BlobDamaged: it is no longer what was sent.
+        TooLarge: it names too many files, or is too long.
     """
+    size = (await blobs.sizes([digest])).get(digest, 0)
+    if size > bytes_most:
+        raise TooLarge(
+            f"expected a manifest of at most {bytes_most} bytes, got a blob of {size}",
+            limit="artifact_files",
+            most=bytes_most,
+            value=size,
+        )
     try:
         data = await blobs.read(digest)
     except NotFound as error:

@@ -27,10 +27,24 @@ _TOGETHER: Final = 256
 _BYTES: Final = 4 << 20
 """Bytes of their payloads after which no further one joins."""
 _REJECTIONS: Final = "SELECT part, off, reason FROM rejections WHERE stream = $stream AND off BETWEEN $first AND $last"
+_NEXT: Final = (
+    ("that nothing keeps", "release the hold, unlink it, delete the bundle or take the alias away; then again"),
+    ("without aliases", "`--with-aliases` or `delete_aliases=True` takes its aliases away, too"),
+    ("another credential", "`icecore promote list` shows who asked: somebody else approves it"),
+    ("as it always did", "give what is of another type another name"),
+    ("no such version", "`icecore artifact versions NAME` lists them"),
+    ("no such artifact", "`icecore artifacts PROJECT` lists them"),
+    (", found v", "somebody moved it: `icecore alias history NAME:ALIAS` says who, when and why"),
+    ("is erased", "log the same files again to have it back"),
+)
+"""Words of a fold's reason -> what to do next; the first that is in it counts."""
 
 
 class Rejected(Conflict):
     """The fold decided against a command."""
+
+    def __init__(self, reason: str, **facts: str) -> None:
+        super().__init__(reason, hint=next((hint for words, hint in _NEXT if words in reason), ""), **facts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from icecore.init import define_metric as define_metric
     from icecore.init import finish as finish
     from icecore.init import init as init
+    from icecore.init import link_model as link_model
     from icecore.init import log as log
+    from icecore.init import log_artifact as log_artifact
+    from icecore.init import log_model as log_model
     from icecore.init import login as login
+    from icecore.init import use_artifact as use_artifact
+    from icecore.init import use_model as use_model
     from icecore.run import Run as Run
     from icecore.settings import Settings as Settings
     from icecore.summary import Summary as Summary
@@ -53,7 +58,12 @@ _HOMES: Final = {
     "define_metric": "icecore.init",
     "finish": "icecore.init",
     "init": "icecore.init",
+    "link_model": "icecore.init",
+    "log_artifact": "icecore.init",
+    "log_model": "icecore.init",
     "login": "icecore.init",
+    "use_artifact": "icecore.init",
+    "use_model": "icecore.init",
 }
 """Public names, and the module each is in."""
 
@@ -72,10 +82,15 @@ __all__ = [
     "define_metric",
     "finish",
     "init",
+    "link_model",
     "log",
+    "log_artifact",
+    "log_model",
     "login",
     "run",
     "summary",
+    "use_artifact",
+    "use_model",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from icecore.api_registry import RegistryQueries
@@ -101,9 +101,22 @@ class ArtifactQueries(RegistryQueries):
         except NotFound:
             return False
 
-    def artifact_types(self, project: str | None = None) -> list[str]:
+    def artifact_types(self, project: str | None = None) -> list[ArtifactType]:
         """The types of a project's artifacts."""
-        return sorted({found.type for found in self.artifact_collections(project)})
+        types = sorted({found.type for found in self.artifact_collections(project)})
+        return [ArtifactType(self, kind, project) for kind in types]
+
+    def artifact_type(self, type_name: str, project: str | None = None) -> ArtifactType:
+        """One type of a project's artifacts.
+
+        Raises:
+            NotFound: the project has none of that type.
+        """
+        types = self.artifact_types(project)
+        for found in types:
+            if found == type_name:
+                return found
+        raise NotFound(f"expected a type of {project or 'the project'}, got {type_name!r}", hint=", ".join(types))
 
     def _artifact_name(self, text: str) -> Name:
         parts = text.split("/")
@@ -112,6 +125,29 @@ class ArtifactQueries(RegistryQueries):
         if "/" in project:
             owner, _, project = project.partition("/") if len(parts) == 1 else (owner, "", project)
         return parse_name(text, owner, project)
+
+
+class ArtifactType(str):
+    """A type of a project's artifacts: its name, with what there is of it."""
+
+    __slots__ = ("_api", "_project")
+    _api: ArtifactQueries
+    _project: str | None
+
+    def __new__(cls, api: ArtifactQueries, name: str, project: str | None) -> Self:
+        """A type by its name."""
+        self = super().__new__(cls, name)
+        self._api, self._project = api, project
+        return self
+
+    @property
+    def name(self) -> str:
+        """The type itself."""
+        return str(self)
+
+    def collections(self) -> list[Collection]:
+        """The project's artifacts of this type, by name."""
+        return self._api.artifact_collections(self._project, self.name)
 
 
 class Collection:

@@ -25,6 +25,7 @@ from icecore.fields import check_notes
 from icecore.limits import most
 from icecore.pending import Pending
 from icecore.transfer import Progress
+from icecore.uploads import HOLDING
 
 
 class Artifact(Linked):
@@ -107,14 +108,20 @@ class Artifact(Linked):
             "run": "/".join(run),
             **self._ttl_words(),
         }
+        held = HOLDING.hold(sources) if logged else 0
 
         def work(progress: Progress) -> None:
-            while after is not None and not after.ended(60.0):
-                pass
-            if parts:
-                self._take(home.client.ask("POST", other_route("bundles", where), body={**words, "parts": parts}))
-            else:
-                self._take(home.commit(where, entries, sources, words, progress))
+            try:
+                while after is not None and not after.ended(60.0):
+                    pass
+                if parts:
+                    self._take(home.client.ask("POST", other_route("bundles", where), body={**words, "parts": parts}))
+                    self._entries = None  # the server put its manifest together
+                else:
+                    self._take(home.commit(where, entries, sources, words, progress))
+            finally:
+                sources.clear()
+                HOLDING.let_go(held)
             self._clear()
 
         self._pending = Pending(work) if logged else None

@@ -68,6 +68,8 @@ class Draft:
     ) -> Entry:
         """Add a file as it is now. It is read here, and again when it is sent: leave it alone until then.
 
+        Where the artifact's files are few, and of at most 64 MiB together, until it is logged: they are in memory then.
+
         Args:
             local_path: the file.
             name: its path in the artifact; by default its own name.

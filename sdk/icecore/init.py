@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Concatenate, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 from icecore.config import Config, read_config
 from icecore.errors import Invalid, UsageError
@@ -41,6 +41,9 @@ _ELSEWHERE: Final = frozenset(
     }
 )
 """Arguments of wandb's init that mean nothing here: a script that gives them runs, and is told."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _lock: Final = threading.RLock()
 _current: list[Run] = []
@@ -295,6 +298,23 @@ def log(data: Mapping[str, Any], step: int | None = None, commit: bool | None = 
 def define_metric(name: str, step_metric: str | None = None, **how: Any) -> None:
     """`Run.define_metric` of the current run."""
     the_run("define_metric").define_metric(name, step_metric, **how)
+
+
+def _of_the_run(method: Callable[Concatenate[Run, P], T]) -> Callable[P, T]:
+    """A method of `Run` as a function that calls it on the current run."""
+
+    @wraps(method)
+    def call(*args: P.args, **words: P.kwargs) -> T:
+        return method(the_run(method.__name__), *args, **words)
+
+    return call
+
+
+log_artifact = _of_the_run(Run.log_artifact)
+use_artifact = _of_the_run(Run.use_artifact)
+log_model = _of_the_run(Run.log_model)
+use_model = _of_the_run(Run.use_model)
+link_model = _of_the_run(Run.link_model)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:

@@ -15,6 +15,7 @@ from icecore.manifest import Entry
 SCHEMES: Final = ("file", "http", "https", "s3", "gs")
 _CHUNK: Final = 1 << 20
 _HEX: Final = 64
+_WITHOUT: Final = "download(allow_missing_references=True) leaves it out"
 
 
 def look_at(uri: str, name: str | None, checksum: bool | str) -> dict[str, Entry]:
@@ -83,14 +84,15 @@ def local_path(uri: str) -> Path:
 def _request(method: str, uri: str) -> Any:
     import urllib3
 
+    hint = "checksum=False adds it unseen" if method == "HEAD" else _WITHOUT
     try:
         response = urllib3.request(
             method, uri, preload_content=False, timeout=urllib3.Timeout(10.0, read=60.0), retries=2
         )
     except urllib3.exceptions.HTTPError as error:
-        raise UsageError(f"expected an answer from {uri}, got {error}") from error
+        raise UsageError(f"expected an answer from {uri}, got {getattr(error, 'reason', error)}", hint=hint) from error
     if response.status >= 400:
-        raise UsageError(f"expected a file at {uri}, got HTTP status {response.status}")
+        raise UsageError(f"expected a file at {uri}, got HTTP status {response.status}", hint=hint)
     return response
 
 
@@ -143,5 +145,5 @@ def _chunks(uri: str, scheme: str, digest: str) -> Iterator[bytes]:
     else:
         raise UsageError(
             f"expected a reference that icecore can read (file, http, https), got {uri!r}",
-            hint="download it with the tools of that store; get_entry(path).ref is its address",
+            hint=f"get_entry(path).ref is its address, for the tools of that store; {_WITHOUT}",
         )

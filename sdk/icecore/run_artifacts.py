@@ -15,6 +15,7 @@ from icecore.notes import say, warn
 if TYPE_CHECKING:
     from icecore.artifact import Artifact
     from icecore.artifact_home import Home
+    from icecore.artifact_names import Name
     from icecore.pending import Pending
     from icecore.settings import Settings
 
@@ -66,8 +67,7 @@ class RunArtifacts:
             )
         self._expect_server("log_artifact", going=True)
         chosen = [alias for alias in check_tags(aliases) if alias != LATEST]
-        pid, uploads = self._uploads
-        uploads = uploads if pid == os.getpid() else []
+        uploads = self._begun()
         name = artifact.collection_name
         pending = artifact.log_to(
             self._artifacts(),
@@ -91,6 +91,8 @@ class RunArtifacts:
     ) -> Artifact:
         """Take a version as an input of this run, by `name`, `name:alias`, `project/name:v3` or in full.
 
+        Where this run is logging versions of that name, it waits for them.
+
         Args:
             artifact_or_name: which; `latest` where no alias or version is named.
             type: what it must be.
@@ -109,6 +111,8 @@ class RunArtifacts:
         home = self._artifacts()
         text = artifact_or_name.qualified_name if isinstance(artifact_or_name, Artifact) else str(artifact_or_name)
         name = parse_name(text, self._parts[0], self._parts[1])
+        for artifact in self._on_their_way(name):
+            artifact.wait()
         found = home.version(name)
         if type is not None and found["type"] != type:
             raise UsageError(f"expected {name} to be of type {type!r}, got {found['type']!r}")
@@ -280,6 +284,17 @@ class RunArtifacts:
                 f"expected a run that is going on, got {'/'.join(self._parts)}, which has finished",
                 hint="log before finish(), or begin another run with icecore.init()",
             )
+
+    def _begun(self) -> list[tuple[Artifact, Pending]]:
+        """What this process has begun to log."""
+        pid, uploads = self._uploads
+        return uploads if pid == os.getpid() else []
+
+    def _on_their_way(self, name: Name) -> list[Artifact]:
+        """What this run logs under a name, and nobody has been told how that ended."""
+        if (name.entity, name.project) != self._parts[:2]:
+            return []
+        return [one for one, sent in self._begun() if one.collection_name == name.name and not sent.told]
 
     def _is_finished(self) -> bool:
         return bool(getattr(self, "_finished", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,9 @@ from icecore.transfer import PACK_BLOBS, PACK_BYTES, PACKED_MOST, PART_BYTES, Bl
 
 _PARTS_MOST: Final = 9_000
 """Below what servers and S3 take."""
+_HELD_FILES: Final = 64
+_HELD_BYTES: Final = 64 << 20
+"""What memory is for, of all uploads of a process: checkpoints that the next one will be written over."""
 
 Task = Callable[[], None]
 
@@ -25,7 +29,7 @@ def part_size(size: int) -> int:
 
 
 class Source(NamedTuple):
-    """Where a blob's bytes come from: a file, or memory."""
+    """Where a blob's bytes come from: a file, or memory, which may hold what was in a file."""
 
     digest: str
     size: int
@@ -34,7 +38,9 @@ class Source(NamedTuple):
 
     def part(self, start: int, size: int) -> bytes:
         """Some of the bytes; UsageError where the file has changed."""
-        return self.data[start : start + size] if self.file is None else self.file.read_part(start, size)
+        if self.file is None or self.data:
+            return self.data[start : start + size]
+        return self.file.read_part(start, size)
 
     def whole(self) -> bytes:
         """All bytes, checked."""
@@ -48,6 +54,35 @@ class Source(NamedTuple):
         if self.file is not None and isinstance(error, DigestMismatch):
             return self.file.changed("other bytes")
         return error
+
+
+class Holding:
+    """Files read before they are sent, within a bound, so that scripts may write over them meanwhile."""
+
+    def __init__(self, most: int = _HELD_BYTES) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    def hold(self, sources: dict[str, Source]) -> int:
+        """Read an upload's files into memory, where they are few and small; how many bytes `let_go` is to be told."""
+        size = sum(source.size for source in sources.values() if source.file is not None)
+        with self._lock:
+            if len(sources) > _HELD_FILES or size > self._left:
+                return 0
+            self._left -= size
+        for digest, source in sources.items():
+            with contextlib.suppress(UsageError):  # it is another file already: said when it is to be sent
+                sources[digest] = source._replace(data=source.part(0, source.size))
+        return size
+
+    def let_go(self, size: int) -> None:
+        """So many bytes are needed no more."""
+        with self._lock:
+            self._left += size
+
+
+HOLDING: Final = Holding()
+"""This process's."""
 
 
 @dataclass

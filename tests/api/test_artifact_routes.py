@@ -12,7 +12,9 @@ import pytest
 
 from applications import Application, application
 from icecore import manifest
+from icecore.errors import TooLarge
 from icecore.manifest import Entry
+from icecore_api.manifests import read_whole
 
 NAME = "/api/v1/artifacts/team/project/net"
 
@@ -132,6 +134,19 @@ def test_a_manifest_is_checked(tmp_path: Path, content: bytes) -> None:
     asyncio.run(work())
 
 
+def test_a_blob_that_is_too_long_for_a_manifest_is_not_read(tmp_path: Path) -> None:
+    """A manifest is read whole: a blob that cannot be one is refused by its size."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            digest = await put(app, b'{"entries":{},"version":1}')
+            assert await read_whole(app.context.blobs, digest, bytes_most=26) == ({}, {})
+            with pytest.raises(TooLarge, match="at most 25 bytes, got a blob of 26"):
+                await read_whole(app.context.blobs, digest, bytes_most=25)
+
+    asyncio.run(work())
+
+
 def test_an_alias_moves_with_its_history(tmp_path: Path) -> None:
     """Moves are conditional where that is asked for; the history says from, to, who and why, the last first."""
 
@@ -146,6 +161,7 @@ def test_an_alias_moves_with_its_history(tmp_path: Path) -> None:
             assert moved.json()["before"] == "v0"
             late = await app.client.put(at, json={"version": "v0", "expected": "v0"})
             assert (late.status_code, "found v1" in late.text) == (409, True)
+            assert "alias history" in late.json()["error"]["hint"]
             then = (await get(app, at))["history"]
             assert [(m["before"], m["version"], m["reason"]) for m in then] == [
                 ("v0", "v1", "better"),
@@ -224,6 +240,9 @@ def test_a_deleted_version_is_gone_until_it_is_restored(tmp_path: Path) -> None:
             gone = await app.client.delete(f"{NAME}/prod", params={"with_aliases": True})
             assert (gone.status_code, gone.json()["state"]) == (200, "deleted")
             assert [(await app.client.get(f"{NAME}/{ref}")).status_code for ref in ("v1", "prod")] == [404, 404]
+            said = [(await app.client.get(f"{NAME}/{ref}")).json()["error"]["hint"] for ref in ("v1", "v7")]
+            assert "artifact restore" in said[0]
+            assert said[1] == "its newest is v1, and its aliases are: latest"
             assert (await get(app, f"{NAME}/latest"))["version"] == "v0"
             back = await app.client.post(f"{NAME}/v1/restore")
             assert (back.json()["state"], back.json()["aliases"]) == ("committed", [])

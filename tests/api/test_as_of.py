@@ -241,7 +241,7 @@ def test_a_time_is_a_position_in_every_partition() -> None:
         assert found.token.as_dict() == expected
         assert len(found.upto.metrics or {}) == 3
         assert (again.token, again.ts) == (found.token, NOON + 25 * MINUTE)
-        with pytest.raises(BadRequest, match="token"):
+        with pytest.raises(BadRequest, match="token or a time"):
             await moment_of(log, "yesterday")
 
     asyncio.run(story())

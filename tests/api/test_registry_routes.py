@@ -83,7 +83,8 @@ def test_a_collection_says_what_it_asks_and_renders_its_card(tmp_path: Path) -> 
 
     async def work() -> None:
         async with application(tmp_path) as app:
-            await ask(app, "PATCH", f"registry/{CHURN}", {"owner": "ann"}, status=404)
+            none = await ask(app, "PATCH", f"registry/{CHURN}", {"owner": "ann"}, status=404)
+            assert "--type" in none["error"]["hint"]
             body = {
                 "type": "model", "required": ["f1"], "stages": ["staging", "production"], "tags": ["x"],
                 "template": "# {name} {version}\nF1 {metadata.f1}, by {owner}; {metadata.data.source} {nothing}",

@@ -70,6 +70,7 @@ def test_model_workflow(server: Server, api: Api) -> None:
 def test_the_command_line_tells_lineage_diff_and_impact(server: Server, tmp_path: Path) -> None:
     """Of what the workflow did: trees, drawings, differences, and what a bad dataset would hurt."""
     tree = server.cli("artifact", "lineage", "churn/model:production").stdout
+    assert server.cli("artifact", "lineage", "churn/model:production", "--up", "--down").stdout == tree
     server.cli("artifact", "lineage", "churn/model:production", "--format", "svg", "--out", str(tmp_path / "l.svg"))
     drawn = ET.parse(tmp_path / "l.svg").getroot()
     way = json.loads(server.cli("artifact", "lineage", "churn/model:v3", "--to", "customers:v0", "--json").stdout)

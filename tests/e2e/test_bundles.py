@@ -51,7 +51,7 @@ def tree(folder: str) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_a_bundle_downloads_as_one_folder_and_keeps_its_parts(run: Run) -> None:
+def test_a_bundle_downloads_as_one_folder_and_keeps_its_parts(run: Run, server: Server) -> None:
     """Each part lies in its folder, also through a new process's eyes; what it pins is known and cannot be deleted."""
     images = logged(run, "imgs", {"a.png": "1", "deep/b.png": "2"})
     logged(run, "clip", {"w.pt": "3"}, "model", aliases=["prod"])
@@ -62,12 +62,16 @@ def test_a_bundle_downloads_as_one_folder_and_keeps_its_parts(run: Run) -> None:
     found = run.use_artifact("vqa:staging")
     files = {"images/a.png": "1", "images/deep/b.png": "2", "model/w.pt": "3"}
 
+    assert tree(bundle.download("by-who-logged-it")) == files
+    assert {file.path for file in bundle.files()} == set(files)
     assert (found.type, found.version, found.metadata, found.digest) == ("bundle", "v0", {"k": 1}, bundle.digest)
     assert tree(found.download("out")) == files
     found.verify("out")
     assert tree(found.download("only", path_prefix="model")) == {"model/w.pt": "3"}
     assert found.parts["images"] == images.qualified_name
     assert found.part("model").name == "clip:v0"
+    shown = server.cli("artifact", "show", bundle.qualified_name).stdout
+    assert [line for line in ("latest, staging", f"images: {images.qualified_name}") if line not in shown] == []
     with pytest.raises(Conflict, match="vqa:v0"):
         images.delete(delete_aliases=True)
     assert run.log_artifact(found, aliases=["again"]).wait().version == "v0"

@@ -174,6 +174,9 @@ def test_a_script_says_how_long_a_version_lives(served: Server) -> None:
     assert "is erased" in refused.stderr
     table = served.cli("storage", "--by", "collection").stdout
     assert f"{du(served)} bytes" in table
+    for words in (["artifact", "ttl", "90d"], ["hold", "add"]):  # of the project that every other command means
+        assert name.rpartition("/")[0] in served.cli(*words, "--project", "ttl").stdout
+    assert "got 'a/b'" in served.cli("artifact", "ttl", "90d", "--team", "a/b", check=False).stderr
     said = served.cli("storage", "policy", "--keep-last", "1", "--scope", name, "--simulate").stdout
     assert said.startswith("would delete 0 versions, which frees 0 bytes")
 

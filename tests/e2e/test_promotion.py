@@ -59,6 +59,7 @@ def test_a_model_goes_to_production_and_back(own_server: Server) -> None:
     checks = ("metadata.f1 >= 0.85", "evaluated by eval with acc > 0.5", "approved")
     words = [word for check in checks for word in ("--check", "production", check)]
     said(server, "registry", "set", NAME, *words, "--stages", "staging,production", "--owner", "ann")
+    assert "staging, production" in server.cli("registry", "show", NAME).stdout
 
     refused = server.cli("promote", f"{NAME}:staging", "--to", "production", "--dry-run", check=False)
     assert (refused.returncode, "NO  evaluated by a run with job_type eval" in refused.stdout) == (1, True)

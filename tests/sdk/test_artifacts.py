@@ -355,8 +355,10 @@ def test_references_stay_where_they_are(run: Run, artifacts: ArtifactServer) -> 
     assert artifact.get_entry("x.bin").ref_target() == "s3://bucket/x.bin"
     assert artifact.size == 0
     assert tree(artifact.download("out", path_prefix="raw")) == {"raw/a.csv": b"1,2", "raw/b.csv": b"3"}
-    with pytest.raises(UsageError, match="s3://"):
+    with pytest.raises(UsageError, match=r"s3://.*allow_missing_references=True"):
         artifact.download("out")
+    with pytest.raises(UsageError, match="checksum=False adds it"):
+        Artifact("web", type="dataset").add_reference("http://127.0.0.1:9/x.csv")
     assert "x.bin" not in tree(artifact.download("out", allow_missing_references=True))
 
     (root / "a.csv").write_bytes(b"9,9")
@@ -397,6 +399,10 @@ def test_api_finds_artifacts(run: Run) -> None:
     assert len(api.artifacts("dataset", "p/set")) == 5
     assert [found.name for found in api.artifact_collections("p")] == ["set"]
     assert api.artifact_types("p") == ["dataset"]
+    (kind,) = api.artifact_types("p")
+    assert (kind.name, [found.name for found in kind.collections()]) == ("dataset", ["set"])
+    with pytest.raises(NotFound, match=r"got 'model' \(dataset\)"):
+        api.artifact_type("model", "p")
     assert (api.artifact_exists("set:v4"), api.artifact_exists("set:v5")) == (True, False)
     assert api.artifact_exists("set", type="model") is False
     with pytest.raises(UsageError, match="of type"):

@@ -83,7 +83,9 @@ class Artifacts:
             named = ", ".join(sorted(collection.aliases)[:20]) or "none"
             raise NotFound(
                 f"no such version: {path}:{ref}",
-                hint=f"there are {collection.versions} versions, and these aliases: {named}",
+                hint=f"its newest is v{collection.versions - 1}, and its aliases are: {named}"
+                if collection.versions
+                else "it has no version yet",
             )
         if version.deleted and not deleted:
             raise _hidden(version)
@@ -230,9 +232,8 @@ def _hidden(version: Version) -> NotFound:
     ended = version.ended
     if ended is None or ended.how != "erased":
         how = "deleted" if ended is None else ended.how
-        return NotFound(
-            f"{version.artifact}:v{version.number} is {how}", hint="POST …/restore brings it back", deleted=True
-        )
+        name = f"{version.artifact}:v{version.number}"
+        return NotFound(f"{name} is {how}", hint=f"`icecore artifact restore {name}` brings it back", deleted=True)
     return NotFound(
         f"{version.artifact}:v{version.number} is erased: {ended.user} erased its bytes at {iso(ended.ts)}",
         hint="log the same files again to have it back",

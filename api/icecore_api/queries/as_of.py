@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 import pyarrow as pa
 
-from icecore.errors import Invalid
+from icecore.errors import BadRequest, Invalid
 from icecore.log import EventLog
 from icecore.position import Place, Token
 from icecore_api.queries.points import AsOf
@@ -26,6 +26,7 @@ from icecore_projections.schema import name_number
 _EPOCH_MS_FROM: Final = 1e11
 """An epoch number from here on is in ms, below in s."""
 _YEAR_9999_MS: Final = 253_402_300_800_000
+_HINT: Final = "a time such as 2026-03-03T14:00 (UTC), seconds since 1970, or an Icecore-Position of an earlier answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,13 @@ async def moment_of(log: EventLog, text: str) -> Moment:
     a gateway's clock was set back meanwhile, one of the offsets at which it read that time.
 
     Raises:
-        BadRequest: no token. Invalid: no time.
+        BadRequest: neither a token nor a time. Invalid: no time.
     """
     if not text[:1].isdigit():
-        token = Token.parse(text)
+        try:
+            token = Token.parse(text)
+        except BadRequest as error:
+            raise BadRequest(_no_time(text).message, hint=_HINT) from error
         return Moment(
             token, max([await _accepted(log, place, n - 1) for place, n in token.as_dict().items()], default=0)
         )
@@ -79,7 +83,7 @@ def _time_ms(text: str) -> int:
 def _no_time(text: str) -> Invalid:
     return Invalid(
         f"expected as_of as a position token or a time, got {text[:80]!r}",
-        hint="an Icecore-Position of an earlier answer, 2026-03-03T14:00:00Z, or seconds since 1970",
+        hint=_HINT,
         where="as_of",
     )
 

@@ -81,7 +81,7 @@ def _part(artifacts: Artifacts, at: ArtifactPath, key: str, name: str) -> Found:
     if found.version.deleted:
         raise Conflict(
             f"expected the part {key!r} of a bundle to be there, {shown} is deleted",
-            hint="POST …/restore brings it back; or name another version",
+            hint=f"`icecore artifact restore {shown}` brings it back; or name another version",
         )
     return found
 

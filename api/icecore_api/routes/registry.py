@@ -139,7 +139,10 @@ async def set_collection(request: Request, at: OfArtifact, context: Process) -> 
     """Say what a collection is for, and what it asks of its versions; a type makes it where it is not there."""
     body = await read_body(request, CollectionPatch)
     if not body.type:
-        await _look(context, lambda reading: Artifacts(reading.cursor).collection(at.path))
+        try:
+            await _look(context, lambda reading: Artifacts(reading.cursor).collection(at.path))
+        except NotFound as error:
+            raise NotFound(error.message, hint="a type makes it: `--type model`") from error
     token = await _submit(request, _settings(at, body))
     return await _look(
         context,

@@ -15,6 +15,8 @@ from icecore.errors import NotFound, UsageError
 
 _AS_OF: Final = click.option("--as-of", default=None, metavar="TIME|POSITION", help="As it was at a moment.")
 _NAME: Final = "[[ENTITY/]PROJECT/]NAME:ALIAS"
+_WIDE: Final = 60
+"""Characters of metadata in a list."""
 
 
 @click.command(
@@ -65,7 +67,7 @@ def show(name: str, as_of: str | None, as_json: bool) -> None:
     if as_json:
         print_json({**found, "retention": standing})
         return
-    rows = [[field, found[field]] for field in _SHOWN if found[field] not in (None, "", [], {})]
+    rows = [[field, _words(field, found[field])] for field in _SHOWN if found[field] not in (None, "", [], {})]
     rows += [[field, text] for field, text in life_of(standing).items() if text]
     terminal().print(table([f"{found['path']}:{found['version']}", ""], rows))
 
@@ -80,11 +82,22 @@ _SHOWN: Final = (
     "files",
     "size",
     "digest",
+    "parts",
+    "sources",
     "run",
     "user",
     "created_at",
     "updated_at",
 )
+
+
+def _words(field: str, value: Any) -> Any:
+    """A field of a version as people read it."""
+    if field == "parts":
+        return "\n".join(f"{key}: {name}" for key, name in value.items())
+    if field == "size":
+        return f"{value} bytes ({amount(value)})"
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 @artifact.command(
@@ -111,7 +124,7 @@ def versions(name: str, filters: str | None, limit: int, as_of: str | None, as_j
             ", ".join(v["aliases"]),
             v["files"],
             amount(v["size"]),
-            shown(v["metadata"])[:60],
+            _shortened(v["metadata"]),
             v["created_at"],
             v["user"],
         ]
@@ -121,6 +134,12 @@ def versions(name: str, filters: str | None, limit: int, as_of: str | None, as_j
     terminal().print(table(head, rows, right=["files", "size"]))
     if page["cursor"]:
         click.echo("there are older ones; --limit shows more", err=True)
+
+
+def _shortened(metadata: dict[str, Any]) -> str:
+    """What a line has room for."""
+    text = shown(metadata) if metadata else ""
+    return text if len(text) <= _WIDE else f"{text[: _WIDE - 1]}…"
 
 
 for _command in (lineage, diff, impact, ttl, protect, delete, restore):
@@ -178,6 +197,8 @@ def history(name: str, as_of: str | None, as_json: bool) -> None:
         return
     rows = [[m["at"], m["before"], m["version"], m["user"], m["reason"], m["position"]] for m in moves]
     terminal().print(table(["when", "from", "to", "by", "reason", "position"], rows))
+    if not rows:
+        click.echo(f"{at} never named a version; next: icecore artifact versions {at.path}", err=True)
 
 
 def _history(api: Api, at: Name, as_of: str | None) -> list[dict[str, Any]]:

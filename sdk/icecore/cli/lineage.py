@@ -33,8 +33,8 @@ _FORMATS: Final = ("tree", "json", "mermaid", "dot", "svg")
     )
 )
 @click.argument("name", metavar=_NAME)
-@click.option("--up", "direction", flag_value="up", help="What it was made from.")
-@click.option("--down", "direction", flag_value="down", help="What was made from it.")
+@click.option("--up", is_flag=True, help="What it was made from; with --down, or neither, both.")
+@click.option("--down", is_flag=True, help="What was made from it.")
 @click.option("--depth", default=6, show_default=True, type=click.IntRange(0, 100), help="Steps from node to node.")
 @click.option("--limit", default=300, show_default=True, type=click.IntRange(1, 10_000), help="Nodes at most.")
 @click.option("--format", "style", default=None, type=click.Choice(_FORMATS), help="[default: tree]")
@@ -47,7 +47,8 @@ _FORMATS: Final = ("tree", "json", "mermaid", "dot", "svg")
 @json_option
 def lineage(
     name: str,
-    direction: Any,
+    up: bool,
+    down: bool,
     depth: int,
     limit: int,
     style: str | None,
@@ -62,7 +63,7 @@ def lineage(
     """Show what a version was made from, and what was made from it."""
     if as_json and style not in (None, "json"):
         raise UsageError(f"expected --json or --format {style}, got both")
-    graph = Api().lineage(name, direction or "both", depth, as_of, limit)
+    graph = Api().lineage(name, "both" if up == down else "up" if up else "down", depth, as_of, limit)
     alone: list[str] = []
     if other is not None:
         graph = graph.path(graph.start, other)

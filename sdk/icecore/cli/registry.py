@@ -57,7 +57,8 @@ def show(name: str, as_of: str | None, as_json: bool) -> None:
         print_json(found)
         return
     told = {**found, "aliases": _aliases(found["aliases"]), "checks": _checks(found["checks"])}
-    rows = [[field, told[field]] for field in _SHOWN if told[field] not in (None, "", [], {})]
+    plain = {field: ", ".join(value) if isinstance(value, list) else value for field, value in told.items()}
+    rows = [[field, plain[field]] for field in _SHOWN if plain[field] not in (None, "")]
     terminal().print(table([found["path"], ""], rows))
     if found["card"]:
         click.echo(f"\n{found['card']}")

@@ -18,7 +18,7 @@ from icecore.util import parse_time, ttl_seconds
 POLL_S: Final = 0.1
 _NAME: Final = "[[ENTITY/]PROJECT/]NAME[:ALIAS]"
 _SCOPES: Final = (
-    click.option("--project", "project", default=None, metavar="ENTITY/PROJECT", help="A whole project."),
+    click.option("--project", "project", default=None, metavar="[ENTITY/]PROJECT", help="A whole project."),
     click.option("--team", "team", default=None, metavar="ENTITY", help="All projects of a team or user."),
 )
 
@@ -38,8 +38,12 @@ def scope_of(api: Api, name: str | None, project: str | None, team: str | None) 
     """
     if sum(given is not None for given in (name, project, team)) != 1:
         raise UsageError("expected one of NAME, --project and --team", hint="icecore … --help shows examples")
+    if project is not None:
+        return project if "/" in project else f"{api.default_entity}/{project}"
     if name is None:
-        return str(project or team)
+        if "/" in str(team):
+            raise UsageError(f"expected a team, got {team!r}", hint="--project names a project")
+        return str(team)
     at = named(api, name)
     if ":" not in name:
         return at.path
@@ -267,10 +271,11 @@ def _agreed(plan: dict[str, Any], *, as_json: bool) -> bool:
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
+    named = ", ".join(plan["versions"][:10]) + (", …" if len(plan["versions"]) > 10 else "")
     rows = [
         ["frees", f"{plan['bytes']} bytes ({amount(plan['bytes'])})"],
         ["blobs", f"{plan['blobs']}, {plan['uncommitted']} of them of no version"],
-        ["versions", f"{len(plan['versions'])}: {', '.join(plan['versions'][:10])}" if plan["versions"] else "0"],
+        ["versions", f"{len(plan['versions'])}: {named}" if named else "0"],
         ["interrupted uploads", f"{plan['orphans']} ({amount(plan['orphan_bytes'])})"],
         ["deleted, within the grace", str(plan["waiting"])],
         ["deleted, but kept", str(plan["kept"])],
@@ -333,7 +338,9 @@ def storage(context: click.Context, by: str, price: float, as_json: bool) -> Non
 )
 @click.option("--keep-last", required=True, type=click.IntRange(1), help="So many of the newest versions stay.")
 @click.option("--keep-aliased", is_flag=True, help="Versions with an alias stay, too.")
-@click.option("--scope", default="", help="Only of a team, a project or an artifact.")
+@click.option(
+    "--scope", default="", metavar="ENTITY[/PROJECT[/NAME]]", help="Only of a team, a project or an artifact."
+)
 @click.option("--type", "kind", default="", help="Only artifacts of a type.")
 @click.option("--simulate", is_flag=True, help="Only say what would go, and what it would free.")
 @click.option("--yes", is_flag=True, help="Delete the others. `icecore gc` erases them once the grace is over.")
