@@ -38,6 +38,9 @@ class ArtifactServer:
     """So many requests are answered with 503."""
     cut: int = 0
     """So many answers with many bytes end in the middle."""
+    ranges: int = 1 << 30
+    """So many ranges of blobs are answered; the next ones wait for `go_on`."""
+    go_on: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def sent(self, prefix: str) -> int:
@@ -59,6 +62,11 @@ class ArtifactServer:
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Any:
         with self.lock:
             self.asked.append((method, path, len(body)))
+            self.ranges -= "Range" in headers
+            waits = self.ranges < 0 and "Range" in headers
+        if waits:
+            self.go_on.wait(60)
+        with self.lock:
             if self.busy:
                 self.busy -= 1
                 raise Refusal(503, "unavailable", "expected to be free, got work", retry_after=0.01)

@@ -45,7 +45,7 @@ def all_routes(routes: list[BaseRoute], prefix: str = "") -> Iterator[tuple[str,
             yield from all_routes(list(route.routes), prefix + route.path)
         else:
             for method in sorted(getattr(route, "methods", None) or {"GET"}):
-                yield method, prefix + getattr(route, "path", ""), route
+                yield method, prefix + getattr(route, "path", "").replace(":path}", "}"), route
 
 
 def test_every_route_names_a_permission_and_strangers_get_401(tmp_path: Path) -> None:
