@@ -116,11 +116,12 @@ async def create_derived(settings: KafkaSettings) -> list[str]:
 
 async def known(client: KafkaClient, settings: KafkaSettings) -> Topics:
     """What the cluster says of the log's topics; a broker that has not heard of a new one yet is given two seconds."""
+    topics = await client.topics()
     for _ in range(_TRIES):
-        topics = await client.topics()
         if topics.ids.keys() >= set(settings.topics.values()):
             break
         await asyncio.sleep(_PAUSE_S)
+        topics = await client.topics()
     return topics
 
 
