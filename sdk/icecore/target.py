@@ -53,10 +53,10 @@ class Target:
         Raises:
             Invalid: a link or another kind of thing is in the way, or two names are one on this file system.
         """
-        if not self.root.is_dir():
-            if os.path.lexists(self.root):
+        # Whether anything is there is asked first: another download may make the folder between the two questions.
+        if os.path.lexists(self.root):
+            if not self.root.is_dir():
                 raise UsageError(f"expected a folder to download into, got {self.root}, which is none")
-        else:
             self._check_way(paths)
         if not self._tells_case():
             both = same_where_case_does_not_count(paths)
