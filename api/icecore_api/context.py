@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import duckdb
 
-from icecore.events import SessionOpened, now_ms
+from icecore.events import KeyCreated, KeyRevoked, SessionOpened, now_ms
 from icecore.log import EventLog
 from icecore.position import Token
 from icecore_api.blobs.store import BlobStore
@@ -52,6 +52,22 @@ class Principal(Protocol):
         """The id of the key or session that was used."""
         ...
 
+    @property
+    def role(self) -> str:
+        """What the user may: `owner` may everything."""
+        ...
+
+
+class Key(Protocol):
+    """An API key (`icecore_ingest.identity.Key`)."""
+
+    key_id: str
+    user: str
+    name: str
+    revoked: bool
+    created_ts: int
+    revoked_ts: int
+
 
 class Identities(Protocol):
     """Who holds which key (`icecore_ingest.identity.Identities`)."""
@@ -74,6 +90,14 @@ class Identities(Protocol):
 
     def has_session(self, secret: str) -> bool:
         """Whether a session's cookie value is in force: the fold has taken its event."""
+        ...
+
+    def every_key(self) -> Sequence[Key]:
+        """Every key, revoked ones among them, in the order they were made."""
+        ...
+
+    def key_refused(self, event: KeyCreated | KeyRevoked) -> str | None:
+        """Why the fold would reject a new key, or a key's end, now; None where it would not."""
         ...
 
     async def wait_for(self, next_offset: int, within: float) -> bool:

@@ -258,6 +258,38 @@ class LoginRequest(BaseModel):
     token: str = Field(min_length=1, max_length=256)
 
 
+class KeyAnswer(Answer):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    user: str
+    state: Literal["active", "revoked"]
+    created_at: str | None
+    revoked_at: str | None
+    current: bool = Field(description="whether this request came with it")
+
+
+class KeysAnswer(Answer):
+    """Every key."""
+
+    keys: list[KeyAnswer]
+
+
+class KeyMade(KeyAnswer):
+    """A new API key."""
+
+    key: str = Field(description="the secret, which is not shown again")
+
+
+class KeyRequest(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(description="what people call it; no other key in force may have it")
+
+
 class LoggedIn(Answer):
     """Who is logged in now."""
 

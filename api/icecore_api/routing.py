@@ -21,9 +21,20 @@ from icecore_api.context import Context, Principal
 from icecore_api.models import ErrorBody
 
 Permission = Literal[
-    "public", "run:read", "run:write", "artifact:read", "artifact:write", "log:read", "ops:read", "ops:admin", "viewer"
+    "public",
+    "run:read",
+    "run:write",
+    "artifact:read",
+    "artifact:write",
+    "log:read",
+    "ops:read",
+    "ops:admin",
+    "key:admin",
+    "viewer",
 ]
 PERMISSIONS: Final = frozenset(get_args(Permission))
+OWNERS: Final[frozenset[Permission]] = frozenset({"key:admin"})
+"""What nobody but an owner may."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,7 +135,7 @@ def allow(who: Principal, permission: Permission) -> None:
         Forbidden: they may not.
     """
     allowed = cast("Collection[str]", getattr(who, "permissions", PERMISSIONS))
-    if permission not in allowed:
+    if permission not in allowed or (permission in OWNERS and who.role != "owner"):
         raise Forbidden(f"expected a caller with {permission!r}, {who.user!r} does not have it")
 
 

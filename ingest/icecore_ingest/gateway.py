@@ -44,6 +44,9 @@ from icecore_ingest.requests import Requests, Watched
 from icecore_ingest.security import Security, SecurityPolicy
 
 EVENTS_PATH: Final = "/api/v1/events"
+KEYS_PATH: Final = "/api/v1/keys"
+_KNOWN_WITHIN_S: Final = 5.0
+"""How long an answer about keys waits for this process to know of them."""
 _LOG_TROUBLE_S: Final = 10.0
 """How long a failed append makes the gateway not ready, unless another succeeds."""
 _DRAIN_S: Final = 2.0
@@ -105,6 +108,8 @@ class Gateway:
                     await self._ready(state.send)
                 case "/metrics":
                     await self._metrics(state.send)
+                case path if path.startswith(KEYS_PATH):
+                    await self._proxy.forward(scope, headers, receive, self._known_here(state.send))
                 case _:
                     await self._proxy.forward(scope, headers, receive, state.send)
         except ClientGone:
@@ -206,6 +211,18 @@ class Gateway:
         if self._log_trouble[0]:
             self._log_trouble = ("", 0.0)
         return positions
+
+    def _known_here(self, send: Send) -> Send:
+        """Let an answer about keys go only when this process takes or refuses them as it says."""
+
+        async def pass_on(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                token = dict(message["headers"]).get(b"icecore-position", b"").decode("latin-1")
+                if token:
+                    await self._identities.wait_for(Token.parse(token).next_offset(PLACE), _KNOWN_WITHIN_S)
+            await send(message)
+
+        return pass_on
 
     # ------------------------------------------------------------------------------------------------ operations
 

@@ -15,14 +15,14 @@ import orjson
 
 from icecore.codec import decode_event, encode_event
 from icecore.errors import BadRequest, LogCorrupt, LogError, Unauthenticated
-from icecore.events import Envelope, Event, SessionOpened, UserCreated, now_ms, uuid7
+from icecore.events import Envelope, Event, KeyCreated, KeyRevoked, SessionOpened, UserCreated, now_ms, uuid7
 from icecore.log import EventLog, Record, StoredRecord
 from icecore.position import LEDGER, METRICS, NEVER, Place, Token
 from icecore_ingest import identity
-from icecore_ingest.identity import IDENTITY_TYPES, IdentityState, Principal, new_key, sha256_hex
+from icecore_ingest.identity import IDENTITY_TYPES, IdentityState, Key, Principal, new_key, sha256_hex
 
 PLACE: Final = Place(LEDGER, 0)
-SNAPSHOT_FORMAT: Final = 2
+SNAPSHOT_FORMAT: Final = 3
 SNAPSHOT_EVERY: Final = 10_000
 """Ledger records after which a new snapshot is worth writing although no identity changed."""
 OWNER: Final = "owner"
@@ -103,6 +103,16 @@ class Identities:
         """Whether a session's cookie value is in force."""
         session = self.state.sessions.get(sha256_hex(secret))
         return session is not None and self._clock() < session.expires_ts
+
+    def every_key(self) -> list[Key]:
+        """Every key, revoked ones among them, in the order they were made."""
+        return list(self.state.keys.values())
+
+    def key_refused(self, event: KeyCreated | KeyRevoked) -> str | None:
+        """Why the fold would reject a new key, or a key's end, now; None where it would not."""
+        if isinstance(event, KeyCreated):
+            return identity.key_refused(self.state, event)
+        return identity.revocation_refused(self.state, event)
 
     async def wait_for(self, next_offset: int, within: float) -> bool:
         """Wait until the ledger is folded up to `next_offset`; False after `within` seconds. Needs `follow`."""

@@ -55,6 +55,10 @@ class Key(msgspec.Struct):
     user: str
     name: str = ""
     revoked: bool = False
+    created_ts: int = 0
+    """By the log's clock, ms since 1970 UTC."""
+    revoked_ts: int = 0
+    """Of a key that is revoked."""
 
 
 class Offer(msgspec.Struct):
@@ -96,9 +100,15 @@ def fold(state: IdentityState, event: Event, ts_server: int) -> str | None:
                 return f"user {event.user!r} is already there"
             state.users[event.user] = event.role
         case KeyCreated():
-            return _fold_key_created(state, event)
+            if reason := key_refused(state, event):
+                return reason
+            state.keys[event.sha256] = Key(event.key_id, event.user, event.name, created_ts=ts_server)
         case KeyRevoked():
-            return _fold_key_revoked(state, event)
+            if reason := revocation_refused(state, event):
+                return reason
+            key = key_of(state, event.key_id)
+            if key is not None and not key.revoked:
+                key.revoked, key.revoked_ts = True, ts_server
         case LoginOffered():
             if event.user not in state.users or event.sha256 in state.offers:
                 return "expected a new offer to a known user"
@@ -117,21 +127,35 @@ def fold(state: IdentityState, event: Event, ts_server: int) -> str | None:
     return None
 
 
-def _fold_key_created(state: IdentityState, event: KeyCreated) -> str | None:
+def key_refused(state: IdentityState, event: KeyCreated) -> str | None:
+    """Why a key may not be made: its user is unknown, or the key or its name is there already."""
     if event.user not in state.users:
         return f"expected a known user, got {event.user!r}"
     if event.sha256 in state.keys or any(key.key_id == event.key_id for key in state.keys.values()):
         return f"key {event.key_id!r} is already there"
-    state.keys[event.sha256] = Key(event.key_id, event.user, event.name)
+    if event.own_name and any(key.name == event.name for key in in_force(state, event.user)):
+        return f"expected a name that no key in force has, got {event.name!r}"
     return None
 
 
-def _fold_key_revoked(state: IdentityState, event: KeyRevoked) -> str | None:
-    for key in state.keys.values():
-        if key.key_id == event.key_id and key.user == event.user:
-            key.revoked = True
-            return None
-    return f"expected a key of {event.user!r}, got {event.key_id!r}"
+def revocation_refused(state: IdentityState, event: KeyRevoked) -> str | None:
+    """Why a key may not be revoked: it is unknown, another user's, or the last that the user has."""
+    key = key_of(state, event.key_id)
+    if key is None or key.user != event.user:
+        return f"expected a key of {event.user!r}, got {event.key_id!r}"
+    if event.unless_last and not key.revoked and len(in_force(state, event.user)) == 1:
+        return f"expected {event.user!r} to have another key, {event.key_id} is the last one"
+    return None
+
+
+def key_of(state: IdentityState, key_id: str) -> Key | None:
+    """The key of an id, revoked or not."""
+    return next((key for key in state.keys.values() if key.key_id == key_id), None)
+
+
+def in_force(state: IdentityState, user: str) -> list[Key]:
+    """The keys of a user that work."""
+    return [key for key in state.keys.values() if key.user == user and not key.revoked]
 
 
 def session_refused(state: IdentityState, event: SessionOpened, ts_server: int) -> str | None:
@@ -228,13 +252,14 @@ def _new_secret() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_CHARS))
 
 
-def new_key(user: str, name: str = "", secret: str = "") -> tuple[str, KeyCreated]:
+def new_key(user: str, name: str = "", secret: str = "", *, own_name: bool = False) -> tuple[str, KeyCreated]:
     """A new API key: the secret, to be shown once, and the event that makes it valid.
 
     Args:
         user: whose key it is.
         name: what people call it.
         secret: chosen by whoever sets up a cluster; without it a random one is made.
+        own_name: let the fold refuse it where another key in force has that name.
 
     Raises:
         SettingsError: the secret chosen is shorter than a random one.
@@ -242,7 +267,8 @@ def new_key(user: str, name: str = "", secret: str = "") -> tuple[str, KeyCreate
     if secret and len(secret) < _SECRET_CHARS:
         raise SettingsError(f"expected a key of at least {_SECRET_CHARS} characters, got {len(secret)}")
     secret = secret or KEY_PREFIX + _new_secret()
-    return secret, KeyCreated(user=user, key_id=f"key_{secrets.token_hex(8)}", name=name, sha256=sha256_hex(secret))
+    key_id = f"key_{secrets.token_hex(8)}"
+    return secret, KeyCreated(user=user, key_id=key_id, name=name, sha256=sha256_hex(secret), own_name=own_name)
 
 
 def new_login_offer(user: str, ttl_ms: int = LOGIN_MINUTES * 60_000) -> tuple[str, LoginOffered]:

@@ -376,6 +376,8 @@ class KeyCreated(UserEvent, frozen=True, kw_only=True):
     name: str = ""
     sha256: str
     """Hex SHA-256 of the whole key."""
+    own_name: bool = False
+    """Rejected where another key in force of this user has its name."""
 
 
 @event("key.revoked", 1, LEDGER, from_clients=False)
@@ -383,6 +385,8 @@ class KeyRevoked(UserEvent, frozen=True, kw_only=True):
     """A key stops working at this position."""
 
     key_id: str
+    unless_last: bool = False
+    """Rejected where the user has no other key in force."""
 
 
 @event("login.offered", 1, LEDGER, from_clients=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -98,3 +99,26 @@ def test_a_model_goes_to_production_and_back(own_server: Server) -> None:
     assert (shown["version"], shown["aliases"]) == ("v0", ["latest", "production", "staging"])
     assert api.artifact(f"{NAME}:latest").version == "v1"
     assert pinned.version == "v0"
+
+
+def test_a_second_key_approves_until_it_is_revoked(server: Server) -> None:
+    """`icecore key create` is all that it takes; after `icecore key revoke` gateway and store refuse it at once."""
+    server.run("python", "-c", TRAIN, "0.5")
+    said(server, "registry", "set", NAME, "--check", "production", "approved")
+    assert said(server, "promote", f"{NAME}:v0", "--to", "production")["outcome"] == "waits"
+    assert server.cli("promote", "approve", f"{NAME}:v0", check=False).returncode == 1
+    key = said(server, "key", "create", "reviewer")
+    other = replace(server, api_key=key["key"])
+    assert "owner/promo/bert:v0 to production: applied" in other.cli("promote", "approve", f"{NAME}:v0").stdout
+    steps = said(server, "promote", "list", NAME)["promotions"][0]["steps"]
+    assert len({step["credential"] for step in steps}) == 2
+
+    def statuses() -> list[int]:
+        headers = {"Authorization": f"Bearer {key['key']}"}
+        asked = (("POST", "events"), ("GET", "viewer"))  # no events: the gateway refuses only their lack
+        return [httpx.request(how, f"{server.url}/api/v1/{path}", headers=headers).status_code for how, path in asked]
+
+    assert statuses() == [400, 200]
+    server.cli("key", "revoke", "reviewer")
+    assert statuses() == [401, 401]
+    assert server.cli("key", "revoke", "reviewer", check=False).returncode == 5

@@ -12,6 +12,7 @@ from icecore.errors import UsageError
 
 CLIENT_COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "login": ("icecore.cli.session:login", "Save the API key of a server for this user."),
+    "key": ("icecore.cli.keys:key", "Make, list and revoke API keys."),
     "status": ("icecore.cli.session:status", "Say how the server is: processes, log, lag."),
     "runs": ("icecore.cli.runs:runs", "List the runs of a project, or the projects."),
     "run": ("icecore.cli.runs:run", "Show one run."),

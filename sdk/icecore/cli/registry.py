@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
@@ -220,34 +221,53 @@ def request(name: str, alias: str, reason: str, dry_run: bool, as_json: bool) ->
     return int(found["outcome"] == "refused")
 
 
-@promote.command(epilog=examples("icecore promote approve 3f2a9c0d1e4b --reason 'seen the report'"))
-@click.argument("promotion", metavar="ID")
+@promote.command(
+    epilog=examples(
+        "icecore promote approve 3f2a9c0d1e4b --reason 'seen the report'", "icecore promote approve bert:v5"
+    )
+)
+@click.argument("promotion", metavar="ID|NAME:VERSION")
 @_REASON
 @json_option
 def approve(promotion: str, reason: str, as_json: bool) -> None:
-    """Approve a promotion and apply it."""
+    """Approve a promotion and apply it: by its id, or the one that waits of a version."""
     _decide(promotion, "approve", reason, as_json)
 
 
-@promote.command(epilog=examples("icecore promote reject 3f2a9c0d1e4b --reason 'no report'"))
-@click.argument("promotion", metavar="ID")
+@promote.command(
+    epilog=examples("icecore promote reject 3f2a9c0d1e4b --reason 'no report'", "icecore promote reject bert:v5")
+)
+@click.argument("promotion", metavar="ID|NAME:VERSION")
 @_REASON
 @json_option
 def reject(promotion: str, reason: str, as_json: bool) -> None:
-    """Refuse a promotion, or take one's own back."""
+    """Refuse a promotion, or take one's own back: by its id, or the one that waits of a version."""
     _decide(promotion, "reject", reason, as_json)
 
 
 def _decide(promotion: str, decision: str, reason: str, as_json: bool) -> None:
     api = Api()
+    if ":" in promotion:
+        promotion = _waiting(api, promotion)
     api.promotion(promotion)  # an id that is none is told as such
-    from urllib.parse import quote
-
     found = api.client.ask("POST", f"promotions/{quote(promotion, safe='')}/{decision}", body={"reason": reason})
     if as_json:
         print_json(found)
     else:
         click.echo(f"{found['path']}:{found['version']} to {found['alias']}: {found['state']}")
+
+
+def _waiting(api: Api, text: str) -> str:
+    """The id of the one open promotion of a version."""
+    at = _name(api, text)
+    version = api.client.ask("GET", f"{at.route}/{quote(at.ref, safe='')}")["version"]
+    found = api.client.ask("GET", f"{registry_route(at)}/promotions")["promotions"]
+    ids = [one["promotion"] for one in found if one["version"] == version and one["state"] in ("requested", "approved")]
+    if not ids:
+        raise NotFound(f"no such promotion: none of {at.path}:{version} waits", hint=f"icecore promote list {at.path}")
+    if len(ids) > 1:
+        raise UsageError(f"expected one promotion of {at.path}:{version} that waits, found {', '.join(ids)}")
+    return str(ids[0])
 
 
 @promote.command("list", epilog=examples("icecore promote list", "icecore promote list bert --state requested"))
