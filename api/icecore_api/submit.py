@@ -31,6 +31,7 @@ _NEXT: Final = (
     ("that nothing keeps", "release the hold, unlink it, delete the bundle or take the alias away; then again"),
     ("without aliases", "`--with-aliases` or `delete_aliases=True` takes its aliases away, too"),
     ("another credential", "`icecore promote list` shows who asked: somebody else approves it"),
+    ("is asked for already", "`icecore promote approve ID` applies it, `icecore promote reject ID` closes it"),
     ("as it always did", "give what is of another type another name"),
     ("no such version", "`icecore artifact versions NAME` lists them"),
     ("no such artifact", "`icecore artifacts PROJECT` lists them"),

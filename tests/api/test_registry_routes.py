@@ -131,6 +131,10 @@ def test_a_promotion_waits_for_another_credential(tmp_path: Path) -> None:
             asked = await ask(app, "POST", f"registry/{NET}/promotions", wish)
             assert asked["outcome"] == "waits"
             name = asked["promotion"]["promotion"]
+            twice = await ask(app, "POST", f"registry/{NET}/promotions", wish, status=409)
+            assert f"promotion {name} by owner" in twice["error"]["message"]
+            dry = await ask(app, "POST", f"registry/{NET}/promotions", {**wish, "dry_run": True})
+            assert (dry["outcome"], dry["checks"][-1]["found"]) == ("refused", f"promotion {name} by owner")
             await ask(app, "POST", f"promotions/{name}/approve", {}, status=409)
             async with await second(app) as other:
                 answer = await other.post(f"{API}/promotions/{name}/approve", json={"reason": "seen"})

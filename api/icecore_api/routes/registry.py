@@ -54,10 +54,10 @@ from icecore_api.routes.artifacts import TEXT_BYTES_MOST, ArtifactPath, OfArtifa
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.artifact_rows import LATEST
-from icecore_projections.folds.promotions import judged
+from icecore_projections.folds.promotions import asked_for, judged
 from icecore_projections.folds.registry_rows import Registry
 
-router: Final = Router(tags=["registry"])
+router: Final = Router("registry")
 T = TypeVar("T")
 
 _OF: Final = "/registry/{entity}/{project}/{name}"
@@ -271,7 +271,7 @@ async def promote(request: Request, at: OfArtifact, context: Process) -> Respons
         "alias": body.to,
         "before": known.before,
         "outcome": known.outcome(verdicts),
-        "checks": verdicts_answer(verdicts),
+        "checks": verdicts_answer([*verdicts, *known.asked_for_already()]),
     }
     if body.dry_run:
         return Json(answer)
@@ -350,6 +350,7 @@ class _Known:
         self.found, self.alias, self.evidence = found, alias, said
         self.registry = found.collection.registry or Registry()
         self.checks = self.registry.checks.get(alias, [])
+        self.again = asked_for(self.registry, found.version.number, alias)
         number = found.collection.aliases.get(alias)
         self.before = None if number is None else f"v{number}"
 
@@ -364,12 +365,19 @@ class _Known:
         """How the checks come out."""
         return judged(self.registry, self.found.version, self.alias, self.evidence, requester, approver)
 
+    def asked_for_already(self) -> list[Verdict]:
+        """What a dry run says of a request that is open already."""
+        if self.again is None:
+            return []
+        found = f"promotion {self.again} by {self.registry.open[self.again].user}"
+        return [Verdict("not asked for already", ok=False, found=found)]
+
     def outcome(self, verdicts: list[Verdict]) -> str:
         """What would come of a request."""
         stages = self.registry.stages
         lasting = [one.ok for one, check in zip(verdicts, self.checks, strict=True) if check.kind != "approved"]
         there = self.before == f"v{self.found.version.number}"
-        if not all(lasting) or there or (stages and self.alias not in stages):
+        if not all(lasting) or there or self.again or (stages and self.alias not in stages):
             return "refused"
         return "waits" if len(lasting) < len(verdicts) else "applied"
 

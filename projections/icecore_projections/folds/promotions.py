@@ -69,6 +69,12 @@ def _request(work: Work, applied: Applied, event: PromotionRequested) -> None:
         raise Refused(f"expected a version that is not {event.alias} yet, v{version.number} is")
     if event.promotion in registry.open:
         raise Refused(f"expected a new promotion, found {event.promotion}")
+    if again := asked_for(registry, version.number, event.alias):
+        user = registry.open[again].user
+        raise Refused(
+            f"expected one request at a time, v{version.number} to {event.alias} is asked for already: "
+            f"promotion {again} by {user}"
+        )
     credential = applied.envelope.credential
     verdicts = judged(registry, version, event.alias, event.evidence, credential, "")
     lasting = [
@@ -153,6 +159,11 @@ def _roll_back(work: Work, applied: Applied, event: PromotionRolledBack) -> None
     for one in undone:
         told = Promotion(version=back, alias=event.alias, user="", credential="")
         _step(work, applied, event.artifact, one.promotion, "rolled_back", told, event.reason)
+
+
+def asked_for(registry: Registry, version: int, alias: str) -> str | None:
+    """The id of the promotion that is open for a version and an alias; None where there is none."""
+    return next((name for name, one in registry.open.items() if (one.version, one.alias) == (version, alias)), None)
 
 
 def judged(
