@@ -93,12 +93,16 @@ class ArtifactsFold:
         self._scopes_looked_up = set()
 
     def _load_further(self, con: duckdb.DuckDBPyConnection, events: Sequence[Applied]) -> None:
-        """Take in what the rows say that the events are about."""
-        further = artifacts.further_keys(events, self._state)
-        self._load_numbered(con, self._unknown(further))
-        paths = self._unknown({key.artifact for key in further})
-        self._load_collections(con, paths)
-        load_keeps(con, self._state.retention, paths)
+        """Take in what the rows say that the events are about, and what those say, until they say nothing new."""
+        while True:
+            further = artifacts.further_keys(events, self._state)
+            numbers = self._unknown(further)
+            self._load_numbered(con, numbers)
+            paths = self._unknown({key.artifact for key in further})
+            self._load_collections(con, paths)
+            load_keeps(con, self._state.retention, paths)
+            if not numbers:
+                return
 
     def _unknown(self, keys: set[K]) -> set[K]:
         """Those that were not looked up yet; they count as looked up from now on."""

@@ -18,8 +18,9 @@ from icecore.registry_checks import Check, Evidence
 class ArtifactLinked(ArtifactEvent, frozen=True, kw_only=True):
     """A version of another artifact is in this collection, too; no byte is copied.
 
-    It gets a number here; one whose digest is here already keeps its number. Description, metadata and tags are
-    those the source has at this position. `latest`, and the aliases named here, move to it.
+    It gets a number here, and the description, metadata and tags that the source has at this position; one whose
+    digest is here already keeps its number and its own. `latest`, and the aliases named here, move to it. Rejected
+    where the source was itself linked from here.
     """
 
     source: str
@@ -75,7 +76,10 @@ class CollectionSet(ArtifactEvent, frozen=True, kw_only=True):
 
 @event("promotion.requested", 1, LEDGER, from_clients=False)
 class PromotionRequested(ArtifactEvent, frozen=True, kw_only=True):
-    """Somebody wants an alias to name a version. Rejected where a check fails that no approval can mend."""
+    """Somebody wants an alias to name a version.
+
+    Rejected where a check fails that no approval can mend, and while the same is asked for already.
+    """
 
     promotion: str
     """Its id."""

@@ -123,6 +123,61 @@ def test_what_was_unlinked_is_gone_and_its_source_free() -> None:
     assert changes.state.versions[VersionKey(NAME, 0)].deleted
 
 
+def test_linking_again_keeps_the_words_of_the_collection() -> None:
+    """What a collection says of its version is its own: another source with the same content changes none of it."""
+    other = "bob/digits/cnn"
+    events = [
+        commit("a", metadata={"f1": 0.9}, tags=["t"], description="d"),
+        commit("a", artifact=other, metadata={"f1": 0.1}, description="other"),
+        link(),
+        ArtifactUpdated(artifact=NAME, version=0, metadata={"f1": 0.2}),
+        link(),
+        ArtifactLinked(artifact=CHURN, source=other, source_version=0, digest="a"),
+    ]
+    words = ("a", {"f1": 0.9}, ["t"], "d")
+    for more in ([], [unlink(), ArtifactUnlinked(artifact=CHURN, source=other, source_version=0, digest="a"), link()]):
+        version = folded(*events, *more).state.versions[VersionKey(CHURN, 0)]
+        assert (version.digest, version.metadata, version.tags, version.description) == words
+        assert not version.deleted
+    changed = folded(*events, ArtifactUpdated(artifact=CHURN, version=0, description="new"))
+    assert changed.state.versions[VersionKey(CHURN, 0)].description == "new"
+
+
+def between(source: str, artifact: str) -> ArtifactLinked:
+    return ArtifactLinked(artifact=artifact, source=source, source_version=0, digest="a")
+
+
+def test_links_make_no_circle(tmp_path: Path) -> None:
+    """What came of a version is not linked back into it, over any number of links, so that all can be unlinked."""
+    one, two, three = (f"registry/model/{name}" for name in ("one", "two", "three"))
+    events: list[Event] = [
+        commit("a"),
+        between(NAME, one),
+        between(one, two),
+        between(two, three),
+        between(two, one),
+        between(three, one),
+        between(three, NAME),
+        between(one, three),
+        *(
+            ArtifactUnlinked(artifact=artifact, source=source, source_version=0, digest="a")
+            for source, artifact in ((two, three), (one, three), (one, two), (NAME, one))
+        ),
+        between(NAME, three),
+        between(three, one),
+        ArtifactUnlinked(artifact=one, source=three, source_version=0, digest="a"),
+        ArtifactUnlinked(artifact=three, source=NAME, source_version=0, digest="a"),
+        ArtifactDeleted(artifact=NAME, version=0),
+    ]
+    changes = folded(*events)
+    assert [applied.position.offset for applied, _ in changes.rejected] == [4, 5, 6]
+    assert all("was linked from" in reason for reason in reasons(changes))
+    assert all(version.deleted for version in changes.state.versions.values())
+    (tmp_path / "single").mkdir()
+    _, rejected = asyncio.run(stored(tmp_path / "single", events, range(1, len(events))))
+    assert [off for off, _ in rejected] == [4, 5, 6]
+
+
 def test_what_was_logged_too_stays_when_it_is_unlinked() -> None:
     """A version that a link made and a run logged again is the run's; logged after it was deleted, it has no links."""
     changes = folded(commit("a"), link(), commit("a", artifact=CHURN), unlink())
@@ -306,6 +361,26 @@ def test_what_was_rejected_is_closed() -> None:
         apply(),
     )
     assert [f"expected a promotion that is open, p1 of {NAME} is not"] * 2 == reasons(changes)
+
+
+def test_a_promotion_is_asked_for_once() -> None:
+    """The same version to the same alias is refused while a request is open, and says which; afterwards it is not."""
+    reject = PromotionRejected(artifact=NAME, promotion="p1")
+    changes = as_people(
+        ("ann", commit("a")),
+        ("ann", commit("b")),
+        ("ann", asked("approved")),
+        ("ann", request()),
+        ("bob", request(0, "p2")),
+        ("bob", request(1, "p3")),
+        ("ann", reject),
+        ("bob", request(0, "p4")),
+    )
+    (reason,) = reasons(changes)
+    assert "v0 to production is asked for already: promotion p1 by ann" in reason
+    registry = changes.state.collections[NAME].registry
+    assert registry is not None
+    assert list(registry.open) == ["p3", "p4"]
 
 
 def test_rolling_back_goes_from_promotion_to_promotion() -> None:

@@ -8,7 +8,7 @@ and `version` the source's. The parts of a bundle are stored the same way: kind 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -85,6 +85,8 @@ def further(
         collection = collections.get(event.artifact)
         promotion = collection.registry.open.get(event.promotion) if collection and collection.registry else None
         return [VersionKey(event.artifact, promotion.version)] if promotion else []
+    if isinstance(event, ArtifactLinked):
+        return list(chain(VersionKey(event.source, event.source_version), versions.get))
     if isinstance(event, ArtifactDeleted | ArtifactRestored | ArtifactExpired):
         version = versions.get(VersionKey(event.artifact, event.version))
         return pinned(version) if version else []
@@ -123,9 +125,10 @@ def _link(work: Work, applied: Applied, event: ArtifactLinked) -> None:
     )
     if collection.type != kind:
         raise Refused(f"expected {event.artifact!r} to get a {collection.type!r}, as it always did, got {kind!r}")
-    check_version(collection, source.metadata, event.aliases)
-    name = VersionKey(event.source, source.number).scope
     known = work.known(event.artifact, event.digest)
+    _see_no_circle(work, source, known)
+    check_version(collection, (known or source).metadata, event.aliases)
+    name = VersionKey(event.source, source.number).scope
     if known is None:
         version = Version(
             artifact=event.artifact,
@@ -150,9 +153,6 @@ def _link(work: Work, applied: Applied, event: ArtifactLinked) -> None:
     else:
         version = msgspec.structs.replace(
             known,
-            description=source.description,
-            metadata=source.metadata,
-            tags=source.tags,
             sources=[name] if known.deleted else list(dict.fromkeys([*known.sources, name])),
             deleted=False,
             ended=None,
@@ -165,6 +165,36 @@ def _link(work: Work, applied: Applied, event: ArtifactLinked) -> None:
     work.put_collection(applied, collection, {**collection.aliases, **aliases}, "")
     work.keeping.keep(applied, "link", VersionKey(event.source, source.number), by=event.artifact)
     work.edge(applied, VersionKey(event.artifact, version.number).scope, source, "linked", "")
+
+
+def _see_no_circle(work: Work, source: Version, known: Version | None) -> None:
+    """See that a version is not to be linked from what came of it: they would keep each other for ever.
+
+    Raises:
+        Refused: it is.
+    """
+    if known is None or known.deleted:
+        return
+    target = VersionKey(known.artifact, known.number)
+    for key in chain(VersionKey(source.artifact, source.number), work.row):
+        if key == target:
+            raise Refused(
+                f"expected a version that is not from {known.artifact} itself, "
+                f"{source.artifact}:v{source.number} was linked from {target.scope}"
+            )
+
+
+def chain(start: VersionKey, row: Callable[[VersionKey], Version | None]) -> Iterator[VersionKey]:
+    """A version, what it was linked from, what that was linked from, and so on."""
+    waiting, seen = [start], {start}
+    while waiting:
+        key = waiting.pop()
+        yield key
+        version = row(key)
+        if version is not None:
+            sources = [source for source in map(source_key, version.sources) if source not in seen]
+            waiting += sources
+            seen.update(sources)
 
 
 def _unlink(work: Work, applied: Applied, event: ArtifactUnlinked) -> None:
