@@ -41,7 +41,7 @@ from icecore_api.routes import (
     series,
     storage,
 )
-from icecore_api.routing import Gate, Router, include
+from icecore_api.routing import Gate, Route, Router, include
 from icecore_api.submit import Commands
 from icecore_ingest.openapi import openapi_paths
 from icecore_ingest.requests import Requests, Watched
@@ -88,8 +88,8 @@ def create_app(context: Context) -> FastAPI:
         retention,
         storage,
     ]
-    include(app, [module.router for module in routers], PREFIX)
-    include(app, [health.router, _pages(app)], "")
+    include(app, [route for module in routers for route in module.router.routes], PREFIX)
+    include(app, [*health.router.routes, *_pages(app).routes], "")
     public = {"/healthz", "/readyz", "/metrics", "/openapi.json", f"{PREFIX}/login", *PAGES}
     app.add_middleware(Gate, context=context, public=public)
     failed = partial(context.metrics.add, "icecore_store_internal_errors_total")
@@ -100,7 +100,8 @@ def create_app(context: Context) -> FastAPI:
 def openapi(app: FastAPI) -> dict[str, Any]:
     """The document of every route, those of the gateway included."""
     if not app.openapi_schema:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes, summary="Runs as events.")
+        routes = [route.documented() for route in app.routes if isinstance(route, Route)]
+        document = get_openapi(title=app.title, version=app.version, routes=routes, summary="Runs as events.")
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes |= {
             "key": {"type": "http", "scheme": "bearer", "description": "an API key"},
@@ -123,7 +124,7 @@ def _own_errors(operation: dict[str, Any]) -> None:
 
 
 def _pages(app: FastAPI) -> Router:
-    router = Router(tags=["web"])
+    router = Router("web")
 
     @router.on("GET", "/openapi.json", permission="public", answer=Done)
     def document() -> Response:

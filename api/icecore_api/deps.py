@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar, cast
@@ -192,9 +192,9 @@ async def read_body(request: Request, model: type[M], most_bytes: int | None = N
         raise invalid_fields(error.errors()) from error
 
 
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI of a route that reads its body by `read_body`."""
-    return {
+def body_schema(model: type[BaseModel]) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI of a route that reads its body by `read_body`, made when it is asked for."""
+    return lambda: {
         "requestBody": {
             "required": False,
             "content": {"application/json": {"schema": model.model_json_schema()}},

@@ -8,10 +8,13 @@ the owner and has them all.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, cast, get_args
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
+from starlette import routing
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -53,8 +56,85 @@ _WHY: Final = {
 }
 
 
-class Router(APIRouter):
-    """An APIRouter whose routes are made by `on`, which needs a permission."""
+class Route(routing.Route):
+    """A route as it is declared.
+
+    What FastAPI makes of a function's parameters comes with the route's first request, and what it makes of all the
+    models with the document: together they are milliseconds and 100 KB a route, which a start would pay for them all.
+    """
+
+    def __init__(
+        self, method: str, path: str, function: Callable[..., Any], permission: Permission, document: Document
+    ) -> None:
+        super().__init__(path, function)
+        self.method = method
+        self.methods = {method}  # GET alone: Starlette would add HEAD
+        self.permission: Permission = permission
+        self._document = document
+
+    def below(self, prefix: str) -> Route:
+        """The same route, its path beginning with `prefix`."""
+        return Route(self.method, prefix + self.path, self.endpoint, self.permission, self._document)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for this path."""
+        if scope["method"] == self.method:
+            _ask(scope, self.permission)
+            self.app = self._asked
+        scope["route"] = self
+        await super().handle(scope, receive, send)
+
+    @cached_property
+    def _asked(self) -> ASGIApp:
+        return APIRoute(self.path, self.endpoint, methods=[self.method], response_model=None).app
+
+    def documented(self) -> APIRoute:
+        """The route with all that OpenAPI says of it."""
+        said = self._document
+        public = self.permission == "public"
+        responses: dict[int | str, dict[str, Any]] = {
+            code: {"model": ErrorBody, "description": _WHY[code]}
+            for code in sorted({*said.errors, 400, 422, 503} | (set() if public else {401, 403}))
+        }
+        responses[said.status] = {"description": said.description}
+        if said.answer is not None:
+            responses[said.status]["model"] = said.answer
+        if said.content:
+            responses[said.status]["content"] = said.content
+        operation = {"x-permission": self.permission, **(said.extra() if callable(said.extra) else said.extra)}
+        if not public:
+            operation["security"] = [{"key": []}, {"session": []}]
+        return APIRoute(
+            self.path,
+            self.endpoint,
+            methods=[self.method],
+            status_code=said.status,
+            response_model=None,
+            tags=[said.tag],
+            responses=responses,
+            openapi_extra=operation,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What OpenAPI says of a route besides its parameters; `Router.on` names the fields."""
+
+    tag: str
+    answer: Any
+    errors: Sequence[int]
+    description: str
+    status: int
+    extra: dict[str, Any] | Callable[[], dict[str, Any]]
+    content: dict[str, Any] | None
+
+
+class Router:
+    """Routes that belong together, made by `on`, which needs a permission."""
+
+    def __init__(self, tag: str) -> None:
+        self.routes: list[Route] = []
+        self._tag = tag
 
     def on(
         self,
@@ -66,66 +146,40 @@ class Router(APIRouter):
         errors: Sequence[int] = (),
         description: str = "The answer.",
         status: int = 200,
-        extra: dict[str, Any] | None = None,
+        extra: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
         content: dict[str, Any] | None = None,
     ) -> Callable[[F], F]:
         """Register a route.
 
         Args:
             method: the HTTP method.
-            path: below the router's prefix.
+            path: below the application's prefix.
             permission: what the caller must be allowed; `public` asks nobody.
             answer: the model of a 200 (for OpenAPI; the route returns a finished Response), or None.
             errors: further statuses it may answer with; 401 and 422 go without saying, and 503 for reads.
             description: of the answer.
             status: of the answer.
-            extra: merged into the operation's OpenAPI.
+            extra: merged into the operation's OpenAPI; or a function that makes it.
             content: further media types of the answer, as OpenAPI has them.
         """
         if permission not in PERMISSIONS:
             raise ValueError(f"expected one of {sorted(PERMISSIONS)} for {method} {path}, got {permission!r}")
-        public = permission == "public"
-        statuses = {*errors, 400, 422, 503} | (set() if public else {401, 403})
-        responses: dict[int | str, dict[str, Any]] = {
-            code: {"model": ErrorBody, "description": _WHY[code]} for code in sorted(statuses)
-        }
-        good: dict[str, Any] = {"description": description}
-        if answer is not None:
-            good["model"] = answer
-        if content:
-            good["content"] = content
-        responses[status] = good
-        operation = {"x-permission": permission, **(extra or {})}
-        if not public:
-            operation["security"] = [{"key": []}, {"session": []}]
 
         def register(function: F) -> F:
-            self.add_api_route(
-                path,
-                function,
-                methods=[method],
-                status_code=status,
-                response_model=None,
-                responses=responses,
-                openapi_extra=operation,
-                dependencies=[] if public else [Depends(_Asks(permission))],
-            )
+            document = Document(self._tag, answer, errors, description, status, extra or {}, content)
+            self.routes.append(Route(method, path, function, permission, document))
             return function
 
         return register
 
 
-class _Asks:
-    """The dependency that asks for a permission."""
-
-    def __init__(self, permission: Permission) -> None:
-        self.permission: Permission = permission
-
-    async def __call__(self, request: Request) -> None:
-        """Ask; async, since FastAPI would send a plain function to another thread."""
-        if not hasattr(request.state, "principal"):  # a public path, but this method of it is another route
-            raise Unauthenticated("expected an API key or a session, got neither", hint="icecore login")
-        allow(principal(request), self.permission)
+def _ask(scope: Scope, permission: Permission) -> None:
+    if permission == "public":
+        return
+    who = scope.get("state", {}).get("principal")
+    if who is None:  # a public path, but this method of it is another route
+        raise Unauthenticated("expected an API key or a session, got neither", hint="icecore login")
+    allow(who, permission)
 
 
 def allow(who: Principal, permission: Permission) -> None:
@@ -146,23 +200,12 @@ def principal(request: Request) -> Principal:
 
 def permission_of(route: BaseRoute) -> Permission | None:
     """The permission a route was registered with; None where it has none."""
-    if not isinstance(route, APIRoute):
-        return None
-    said = (route.openapi_extra or {}).get("x-permission")
-    return cast("Permission", said) if said in PERMISSIONS else None
+    return route.permission if isinstance(route, Route) else None
 
 
-def include(app: FastAPI, routers: Iterable[APIRouter], prefix: str) -> None:
-    """Add routers to the application.
-
-    Raises:
-        ValueError: a route has no permission.
-    """
-    for router in routers:
-        for route in router.routes:
-            if permission_of(route) is None:
-                raise ValueError(f"expected a permission on route {getattr(route, 'path', route)!r}: use Router.on")
-        app.include_router(router, prefix=prefix)
+def include(app: FastAPI, routes: Iterable[Route], prefix: str) -> None:
+    """Add routes to the application, their paths beginning with `prefix`."""
+    app.router.routes += [route.below(prefix) for route in routes]
 
 
 class Gate:

@@ -44,7 +44,7 @@ from icecore_api.routing import Router, principal
 from icecore_ingest.admit import check_depth
 from icecore_projections.folds.artifact_rows import LATEST
 
-router: Final = Router(tags=["artifacts"])
+router: Final = Router("artifacts")
 
 FILTERED: Final = frozenset(
     {"metadata", "version", "created_at", "tags", "aliases", "description", "user", "size", "files"}

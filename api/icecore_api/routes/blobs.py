@@ -30,7 +30,7 @@ from icecore_api.blobs.uploads import check_parts
 from icecore_api.deps import Process, body_schema, read_body
 from icecore_api.routing import Router
 
-router: Final = Router(tags=["blobs"])
+router: Final = Router("blobs")
 
 _OCTETS: Final = "application/octet-stream"
 _BYTES: Final[dict[str, Any]] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}

@@ -30,7 +30,7 @@ from icecore_api.routes.artifacts import ArtifactPath, OfArtifact, check_alias, 
 from icecore_api.routes.registry import named_version
 from icecore_api.routing import Router, principal
 
-router: Final = Router(tags=["bundles"])
+router: Final = Router("bundles")
 
 PARTS_MOST: Final = 1_000
 """Parts of a bundle, or of a version of several writers."""

@@ -15,7 +15,7 @@ from icecore_api.queries.console import LINES_MOST, ConsoleQuestion, console
 from icecore_api.routing import Router
 from icecore_projections.schema import run_number
 
-router: Final = Router(tags=["console"])
+router: Final = Router("console")
 
 
 @router.on("GET", "/runs/{entity}/{project}/{run_id}/console", permission="run:read", answer=Console, errors=[404])

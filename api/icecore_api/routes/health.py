@@ -13,7 +13,7 @@ from icecore_api.metrics import render
 from icecore_api.models import Alive
 from icecore_api.routing import Router
 
-router: Final = Router(tags=["operations"])
+router: Final = Router("operations")
 
 
 @router.on("GET", "/healthz", permission="public", answer=Alive)

@@ -20,7 +20,7 @@ from icecore_api.routes.moments import Then
 from icecore_api.routing import Router
 from icecore_api.streaming import stream
 
-router = Router(tags=["history"])
+router = Router("history")
 
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
 _ROWS: Final[dict[str, Any]] = {

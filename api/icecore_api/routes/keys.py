@@ -20,7 +20,7 @@ from icecore_api.routing import Router, principal
 from icecore_api.submit import Commands
 from icecore_ingest.identity import new_key
 
-router: Final = Router(tags=["keys"])
+router: Final = Router("keys")
 
 _WITHIN_S: Final = 5.0
 _ID: Final = re.compile(r"key_[0-9a-f]{16}")

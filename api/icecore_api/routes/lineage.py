@@ -22,7 +22,7 @@ from icecore_api.routes.moments import Then
 from icecore_api.routing import Router
 from icecore_projections.schema import run_number
 
-router: Final = Router(tags=["artifacts"])
+router: Final = Router("artifacts")
 
 DEPTH_MOST: Final = 100
 

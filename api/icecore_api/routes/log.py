@@ -18,7 +18,7 @@ from icecore_api.deps import Process
 from icecore_api.models import LogPage
 from icecore_api.routing import Router
 
-router: Final = Router(tags=["log"])
+router: Final = Router("log")
 
 _PAGE_BYTES: Final = 8 << 20
 _OFFSET_MOST: Final = (1 << 63) - 1

@@ -16,7 +16,7 @@ from icecore_api.routing import Router, principal
 from icecore_api.submit import Commands, Rejected
 from icecore_ingest.identity import SESSION_COOKIE, SESSION_DAYS, Principal, sha256_hex
 
-router: Final = Router(tags=["login"])
+router: Final = Router("login")
 
 
 @router.on("POST", "/login", permission="public", answer=LoggedIn, errors=[401, 413], extra=body_schema(LoginRequest))

@@ -18,7 +18,7 @@ from icecore_api.models import DeadLetters, Done, RebuildRequest, Status
 from icecore_api.models import Job as JobAnswer
 from icecore_api.routing import Router
 
-router: Final = Router(tags=["operations"])
+router: Final = Router("operations")
 
 _LOG_WITHIN_S: Final = 1.0
 """How long a status waits for brokers that may be away."""

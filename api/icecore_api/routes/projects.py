@@ -13,7 +13,7 @@ from icecore_api.deps import Read
 from icecore_api.models import Projects, Viewer
 from icecore_api.routing import Router, principal
 
-router: Final = Router(tags=["projects"])
+router: Final = Router("projects")
 
 _PROJECTS: Final = """
 SELECT c.entity, c.project, count(*) FILTER (NOT c.deleted), max(greatest(c.heard_ts, coalesce(a.heard_ts, 0)))

@@ -45,7 +45,7 @@ from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.retention import VersionKey
 
-router: Final = Router(tags=["retention"])
+router: Final = Router("retention")
 
 
 # --------------------------------------------------------------------------------------------------------- reading

@@ -27,7 +27,7 @@ from icecore_api.routes.moments import Then, back_then, of_project, of_run
 from icecore_api.routing import Router, principal
 from icecore_projections.schema import run_number
 
-router: Final = Router(tags=["runs"])
+router: Final = Router("runs")
 
 _FILTERS: Final = (
     "A Mongo-style filter as JSON: fields `state tags group job_type name user notes created_at heartbeat_at id "

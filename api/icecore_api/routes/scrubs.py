@@ -14,7 +14,7 @@ from icecore_api.models import Job as JobAnswer
 from icecore_api.routing import Router
 from icecore_api.scrubs import scrub
 
-router: Final = Router(tags=["operations"])
+router: Final = Router("operations")
 
 
 @router.on("POST", "/scrub", permission="ops:admin", answer=JobAnswer, status=202, errors=[409])

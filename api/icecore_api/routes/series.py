@@ -33,7 +33,7 @@ from icecore_api.routes.moments import AS_OF, back_then, moment, of_project
 from icecore_api.routing import Router
 from icecore_projections.schema import run_number
 
-router = Router(tags=["series"])
+router = Router("series")
 
 Cell = float | str | None
 

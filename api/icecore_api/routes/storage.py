@@ -15,7 +15,7 @@ from icecore_api.retention.erasing import Eraser
 from icecore_api.retention.models import StorageAnswer
 from icecore_api.routing import Router
 
-router: Final = Router(tags=["retention"])
+router: Final = Router("retention")
 
 PRICE: Final = 0.023
 """Of a GB for a month: what object stores ask."""
