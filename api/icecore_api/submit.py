@@ -15,13 +15,15 @@ from typing import Final
 
 from icecore import tracing
 from icecore.codec import encode_event
-from icecore.errors import Conflict, IcecoreError, LogError
+from icecore.errors import Conflict, IcecoreError, LogError, NotFound
 from icecore.events import Envelope, Event, uuid7
 from icecore.log import Record
 from icecore.position import LEDGER, Position, Token
 from icecore_api.context import Context, Principal, Store
 from icecore_api.deps import wait_for
 
+_UNKNOWN: Final = "no such "
+"""What a fold's reason begins with where a name is nobody's."""
 _TOGETHER: Final = 256
 """Commands that are appended at once, at most."""
 _BYTES: Final = 4 << 20
@@ -45,7 +47,18 @@ class Rejected(Conflict):
     """The fold decided against a command."""
 
     def __init__(self, reason: str, **facts: str) -> None:
-        super().__init__(reason, hint=next((hint for words, hint in _NEXT if words in reason), ""), **facts)
+        super().__init__(reason, hint=_hint(reason), **facts)
+
+
+def rejected(reason: str, **facts: str) -> IcecoreError:
+    """The error for a fold's reason: what it does not know is `NotFound`, everything else `Rejected`."""
+    if reason.startswith(_UNKNOWN):
+        return NotFound(reason, hint=_hint(reason), **facts)
+    return Rejected(reason, **facts)
+
+
+def _hint(reason: str) -> str:
+    return next((hint for words, hint in _NEXT if words in reason), "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +119,7 @@ class Commands:
 
         Raises:
             Rejected: the fold decided against one; the message is its reason.
+            NotFound: it does not know what one names.
             NotYet: appended and durable, but the fold is behind; the facts say which position to wait for.
             LogError: the log took nothing.
         """
@@ -114,7 +128,7 @@ class Commands:
         reasons = await decisions.reasons()
         for position in positions:
             if reason := reasons.get((position.partition, position.offset)):
-                raise Rejected(reason, position=str(position))
+                raise rejected(reason, position=str(position))
         return token
 
     async def append_only(self, who: Principal, event: Event) -> Position:

@@ -162,6 +162,8 @@ def test_an_alias_moves_with_its_history(tmp_path: Path) -> None:
             late = await app.client.put(at, json={"version": "v0", "expected": "v0"})
             assert (late.status_code, "found v1" in late.text) == (409, True)
             assert "alias history" in late.json()["error"]["hint"]
+            unknown = await app.client.put(at, json={"version": "v9"})
+            assert (unknown.status_code, "artifact versions" in unknown.json()["error"]["hint"]) == (404, True)
             then = (await get(app, at))["history"]
             assert [(m["before"], m["version"], m["reason"]) for m in then] == [
                 ("v0", "v1", "better"),

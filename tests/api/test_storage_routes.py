@@ -390,6 +390,9 @@ def test_a_rule_says_what_it_would_free(tmp_path: Path) -> None:
             assert (await ask(app, "GET", "storage"))["total"]["deleted"] == 0
             assert (await ask(app, "POST", "retention/policy", **rule, simulate=False))["versions"] == said["versions"]
             assert (await gc(app))["freed"] == said["bytes"] > BIG
+            for scope, status in (("t", 200), ("t/p", 200), ("t/p/x", 200), ("t/q", 404), ("t/p/y", 404), ("u", 404)):
+                answer = await ask(app, "POST", "retention/policy", status, **rule, scope=scope)
+                assert status == 200 or repr(scope) in answer["error"]["message"]
 
     asyncio.run(work())
 

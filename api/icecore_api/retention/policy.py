@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 
 from icecore.artifact_events import ArtifactDeleted
+from icecore.errors import NotFound
 from icecore_api.blobs.store import BlobStore
 from icecore_api.queries.artifacts import Artifacts, Found
 from icecore_api.queries.retention import Retention
@@ -53,7 +54,16 @@ class Verdict:
 
 
 def judge(cursor: duckdb.DuckDBPyConnection, rule: Rule) -> Verdict:
-    """Which versions a rule deletes."""
+    """Which versions a rule deletes.
+
+    Raises:
+        NotFound: it is about a team, project or artifact that has none.
+    """
+    if rule.scope and not _is_there(cursor, rule.scope):
+        raise NotFound(
+            f"no such scope: expected a team, project or artifact with versions, got {rule.scope!r}",
+            hint="`icecore storage --by collection` lists them",
+        )
     found = cursor.execute(
         "SELECT c.artifact, v.version, v.digest, $scope IN ('', c.entity, concat_ws('/', c.entity, c.project), "
         "concat_ws('/', c.entity, c.project, c.name)) AND $type IN ('', c.type) "
@@ -84,6 +94,17 @@ def judge(cursor: duckdb.DuckDBPyConnection, rule: Rule) -> Verdict:
             continue
         staying.append(one.version.digest)
     return Verdict(rule, going, kept, staying)
+
+
+def _is_there(cursor: duckdb.DuckDBPyConnection, scope: str) -> bool:
+    """Whether a team, project or artifact has artifacts."""
+    entity, project, name = [*scope.split("/"), None, None][:3]
+    row = cursor.execute(
+        "SELECT 1 FROM current_collections WHERE entity = $entity AND project = coalesce($project, project) "
+        "AND name = coalesce($name, name) LIMIT 1",
+        {"entity": entity, "project": project, "name": name},
+    ).fetchone()
+    return row is not None
 
 
 def deletion(found: Found, rule: Rule) -> ArtifactDeleted:

@@ -99,7 +99,7 @@ def list_holds(reading: Read) -> Response:
     "/retention/ttl",
     permission="artifact:write",
     answer=ScopeAnswer,
-    errors=[409, 413],
+    errors=[404, 409, 413],
     extra=body_schema(TtlPatch),
 )
 async def set_ttl(request: Request, context: Process) -> Response:
@@ -115,7 +115,7 @@ async def set_ttl(request: Request, context: Process) -> Response:
     "/retention/protected",
     permission="artifact:write",
     answer=ScopeAnswer,
-    errors=[409, 413],
+    errors=[404, 409, 413],
     extra=body_schema(ProtectedPatch),
 )
 async def set_protected(request: Request, context: Process) -> Response:
@@ -131,7 +131,12 @@ async def set_protected(request: Request, context: Process) -> Response:
 
 
 @router.on(
-    "POST", "/holds", permission="artifact:write", answer=HoldAnswer, errors=[409, 413], extra=body_schema(HoldRequest)
+    "POST",
+    "/holds",
+    permission="artifact:write",
+    answer=HoldAnswer,
+    errors=[404, 409, 413],
+    extra=body_schema(HoldRequest),
 )
 async def place_hold(request: Request, context: Process) -> Response:
     """Place a legal hold: nothing within the scope is deleted, expires or is erased until it is released."""
@@ -195,7 +200,7 @@ async def get_gc(request: Request) -> Response:
     "/retention/policy",
     permission="artifact:write",
     answer=PolicyAnswer,
-    errors=[409, 413],
+    errors=[404, 409, 413],
     extra=body_schema(PolicyRequest),
 )
 async def apply_policy(request: Request, context: Process) -> Response:
