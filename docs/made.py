@@ -14,6 +14,7 @@ import textwrap
 import typing
 from pathlib import Path
 
+import click
 import msgspec
 
 from icecore import codec, events, limits
@@ -195,9 +196,28 @@ def settings_page() -> str:
         "`AZURE_STORAGE_ACCOUNT_NAME` and `…_KEY`; `GOOGLE_APPLICATION_CREDENTIALS`."
     )
     seen = "What servers say and trace has settings of its own: [observability.md](observability.md#logs)."
-    parts = ["# Settings", MADE, "\n".join(rows), seen, kafka, "\n".join(options), "\n".join(secrets)]
-    parts += [bucket, "\n".join(words)]
+    parts = ["# Settings", MADE, "\n".join(rows), seen, "\n".join(_options()), kafka, "\n".join(options)]
+    parts += ["\n".join(secrets), bucket, "\n".join(words)]
     return "\n\n".join(parts) + "\n"
+
+
+def _options() -> list[str]:
+    """The options of commands that have a variable, too."""
+    from icecore.cli.docs import commands
+
+    found: dict[str, tuple[click.Option, list[str]]] = {}
+    for path, command in commands():
+        for option in command.params:
+            if isinstance(option, click.Option) and isinstance(option.envvar, str):
+                found.setdefault(option.envvar, (option, []))[1].append(path)
+    rows = ["## Options of commands", "", "Where the option is not given, the variable is.", ""]
+    rows += ["| variable | default | option | meaning |", "|---|---|---|---|"]
+    for name, (option, paths) in sorted(found.items()):
+        said = isinstance(option.default, str | int | float) and option.default not in ("", False)
+        whose = ", ".join(path.removeprefix("icecore ") for path in paths)
+        default = f"`{option.default}`" if said else ""
+        rows.append(f"| `{name}` | {default} | `{option.opts[0]}` of {whose} | {option.help or ''} |")
+    return rows
 
 
 def cli_page() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -57,6 +58,18 @@ def _section(title: str, command: click.Command, parent: click.Context | None, n
         help_option_names=["-h", "--help"],
     )
     return f"## {title}\n\n```\n{command.get_help(context).rstrip()}\n```"
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with its path, as `icecore runs`."""
+    waiting: list[tuple[str, click.Command, click.Context | None]] = [("icecore", cli, None)]
+    while waiting:
+        path, command, parent = waiting.pop(0)
+        yield path, command
+        if isinstance(command, click.Group):
+            context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent)
+            found = ((name, command.get_command(context, name)) for name in command.list_commands(context))
+            waiting += [(f"{path} {name}", inner, context) for name, inner in found if inner is not None]
 
 
 def client_command_names() -> list[str]:
