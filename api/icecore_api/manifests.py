@@ -8,10 +8,11 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from icecore import manifest
-from icecore.errors import BlobsMissing, Invalid, NotFound, TooLarge
+from icecore.errors import BlobDamaged, BlobsMissing, Invalid, NotFound, TooLarge
 from icecore.limits import most
 from icecore.manifest import Entry, Pinned
 from icecore_api.blobs.store import BlobStore
+from icecore_api.manifest_rows import grown
 
 BYTES_MOST: Final = most("artifact_files") << 10
 """Of a manifest: as many files as a version may have, each with a long path. It is read whole."""
@@ -20,6 +21,8 @@ _SOURCE_MOST: Final = 500
 _DEPTH_MOST: Final = 12
 _HOST: Final = 3
 """Slashes of scheme://host/"""
+_COMPARED_FROM: Final = 64 << 10
+"""Bytes of a manifest that is compared with the one before."""
 _NAMED: Final = 100
 """Missing digests that an error lists, at most."""
 
@@ -38,6 +41,10 @@ async def read_whole(
         BlobsMissing: there is no such blob. Invalid: it is no manifest. BlobDamaged: it is no longer what was sent.
         TooLarge: it names too many files, or is too long.
     """
+    return await asyncio.to_thread(canonical, await _bytes(blobs, digest, bytes_most))
+
+
+async def _bytes(blobs: BlobStore, digest: str, bytes_most: int = BYTES_MOST) -> bytes:
     size = (await blobs.sizes([digest])).get(digest, 0)
     if size > bytes_most:
         raise TooLarge(
@@ -47,14 +54,13 @@ async def read_whole(
             value=size,
         )
     try:
-        data = await blobs.read(digest)
+        return await blobs.read(digest)
     except NotFound as error:
         raise BlobsMissing(
             f"expected the manifest {digest} as a blob, got none",
             hint="send it by PUT blobs/{digest} first",
             missing=[digest],
         ) from error
-    return await asyncio.to_thread(_checked, data)
 
 
 class Content(NamedTuple):
@@ -70,18 +76,46 @@ class Content(NamedTuple):
     """Of a bundle: the versions it is made of."""
 
 
-async def check_manifest(blobs: BlobStore, digest: str) -> Content:
+async def check_manifest(blobs: BlobStore, digest: str, base: str = "") -> Content:
     """See that a manifest is one, and that every blob it names is there with the size it says.
+
+    Args:
+        blobs: where it is.
+        digest: its own.
+        base: the manifest of a version that is there, is no bundle and has no references. Its files are needed, and so
+            are there: what both have in common is not looked at again.
 
     Raises:
         BlobsMissing: `missing` has the first digests of those that are not there.
         Invalid: a size is another one; or as `read_manifest`.
     """
-    entries, parts = await read_whole(blobs, digest)
-    wanted = await asyncio.to_thread(manifest.blob_sizes, entries)
+    data = await _bytes(blobs, digest)
+    if base and len(data) >= _COMPARED_FROM and (content := await _compared(blobs, data, base)):
+        return content
+    entries, parts = await asyncio.to_thread(canonical, data)
+    await _see_blobs(blobs, await asyncio.to_thread(manifest.blob_sizes, entries))
+    files = sum(not path.endswith("/") for path in entries)
+    size = sum(entry.size or 0 for entry in entries.values() if entry.is_blob)
+    return Content(files, size, await asyncio.to_thread(sources, entries), parts)
+
+
+async def _compared(blobs: BlobStore, data: bytes, base: str) -> Content | None:
+    """`check_manifest`, of what is not in `base`; None where it has to be looked at as a whole."""
+    try:
+        known = await blobs.read(base)
+    except (NotFound, BlobDamaged):
+        return None
+    found = await asyncio.to_thread(grown, data, known, lambda rows: canonical(rows)[0])
+    if found is None or found.files > most("artifact_files"):
+        return None
+    await _see_blobs(blobs, manifest.blob_sizes(found.new))
+    return Content(found.files, found.size, [], {})
+
+
+async def _see_blobs(blobs: BlobStore, wanted: Mapping[str, int]) -> None:
+    """See that blobs are there, each with its size; raises as `check_manifest`."""
     found = await blobs.sizes(list(wanted))
-    missing = [blob for blob in wanted if blob not in found]
-    if missing:
+    if missing := [blob for blob in wanted if blob not in found]:
         raise BlobsMissing(
             f"expected all {len(wanted)} blobs of a manifest, got {len(missing)} that are not there",
             hint="POST blobs/missing says which; send them first",
@@ -90,9 +124,6 @@ async def check_manifest(blobs: BlobStore, digest: str) -> Content:
     for blob, size in wanted.items():
         if found[blob] != size:
             raise Invalid(f"expected {size} bytes of {blob}, as the manifest says, got {found[blob]}", digest=blob)
-    files = sum(not path.endswith("/") for path in entries)
-    size = sum(entry.size or 0 for entry in entries.values() if entry.is_blob)
-    return Content(files, size, await asyncio.to_thread(sources, entries), parts)
 
 
 def sources(entries: Mapping[str, Entry]) -> list[str]:
@@ -123,7 +154,12 @@ def _folder(uri: str, slashes: int) -> str:
     return uri if uri.count("/") < slashes else "/".join(uri.split("/")[:slashes]) + "/"
 
 
-def _checked(data: bytes) -> tuple[dict[str, Entry], dict[str, Pinned]]:
+def canonical(data: bytes) -> tuple[dict[str, Entry], dict[str, Pinned]]:
+    """The entries of a manifest's bytes, and the parts of a bundle.
+
+    Raises:
+        Invalid: it is none, or the same content in other bytes. TooLarge: it names too many files.
+    """
     entries, parts = manifest.decode_whole(data)
     if len(entries) > most("artifact_files"):
         raise TooLarge(

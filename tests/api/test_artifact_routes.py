@@ -250,3 +250,30 @@ def test_a_deleted_version_is_gone_until_it_is_restored(tmp_path: Path) -> None:
             assert (back.json()["state"], back.json()["aliases"]) == ("committed", [])
 
     asyncio.run(work())
+
+
+def test_the_next_version_of_many_files_is_checked_as_the_first_was(tmp_path: Path) -> None:
+    """Of a thousand files one changes: a blob that lacks, a wrong size and a bad path are refused beside the others."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            one, other = await put(app, b"one"), await put(app, b"other")
+            files = {f"f{number:04d}": Entry(one, 3) for number in range(1000)}
+
+            async def log(changes: Mapping[str, Entry], *, checked: bool = False) -> Any:
+                data = manifest.encode({**files, **changes}, checked=checked)
+                body = {"type": "dataset", "manifest": await put(app, data)}
+                return await app.client.post(NAME, json=body)
+
+            assert (await log({})).json()["version"] == "v0"
+            made = (await log({"f0500": Entry(other, 5), "more/": Entry(manifest.EMPTY_DIGEST, 0)})).json()
+            assert made["error"]["missing"] == [manifest.EMPTY_DIGEST]
+            made = (await log({"f0500": Entry(other, 5), "more": Entry(one, 3)})).json()
+            assert (made["version"], made["files"], made["size"]) == ("v1", 1001, 3005)
+            assert (await log({"f0500": Entry("0" * 64, 5)})).json()["error"]["missing"] == ["0" * 64]
+            for refused in ({"f0500": Entry(other, 4)}, {"../x": Entry(one, 3)}, {"f0500/x": Entry(one, 3)}):
+                assert (await log(refused, checked=True)).status_code == 422
+            assert (await app.client.delete(f"{NAME}/v1")).status_code == 200
+            assert (await log({"f0501": Entry(other, 5)})).json()["version"] == "v2"
+
+    asyncio.run(work())

@@ -126,15 +126,15 @@ class Index:
     def touch(self, digests: Sequence[str], now: float) -> dict[str, int]:
         """Bytes of those of `digests` that are packed, which are touched."""
         found: dict[str, int] = {}
-        for first in range(0, len(digests), _AT_ONCE):
-            some = [bytes.fromhex(digest) for digest in digests[first : first + _AT_ONCE]]
+        wanted = sorted(map(bytes.fromhex, digests))  # in the order of the tree: a third of the time
+        for first in range(0, len(wanted), _AT_ONCE):
+            some = wanted[first : first + _AT_ONCE]
             marks = ",".join("?" * len(some))
-            query = (
-                f"SELECT digest, size, touched FROM blobs WHERE digest IN ({marks}) UNION ALL "  # noqa: S608 - as above
-                f"SELECT digest, size, touched FROM chunked WHERE digest IN ({marks})"
-            )
+            query = f"SELECT digest, size, touched FROM blobs WHERE digest IN ({marks})"  # noqa: S608 - as above
             with self._writing:
-                rows = self._writer.execute(query, [*some, *some]).fetchall()
+                rows = self._writer.execute(query, some).fetchall()
+                if self._has_chunks():
+                    rows += self._writer.execute(query.replace("FROM blobs", "FROM chunked"), some).fetchall()
                 late = [(now, digest) for digest, _, touched in rows if touched < now - TOUCHES_KEPT_S]
                 self._touches.update((digest, now) for digest, _, touched in rows if touched >= now - TOUCHES_KEPT_S)
                 if late or len(self._touches) > _TOUCHES_AT_MOST:

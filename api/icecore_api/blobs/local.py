@@ -124,7 +124,8 @@ class LocalBlobs:
 
     async def hurt(self) -> int:
         """How many blobs are known to be damaged or missing."""
-        return len(self._hurt)
+        lost = await self._in_thread(self.index.lost)
+        return len(self._hurt.union(bytes.fromhex(digest) for digest, _, _ in lost))
 
     def _sizes(self, digests: Sequence[str]) -> dict[str, int]:
         found = {digest: place.size for digest, place in self.index.find(digests).items()}

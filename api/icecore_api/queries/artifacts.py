@@ -103,6 +103,14 @@ class Artifacts:
         where = "artifact = $artifact AND digest = $digest"
         return self._one(Version, "versions", where, {"artifact": artifact_number(path), "digest": digest})
 
+    def newest(self, path: str) -> Version | None:
+        """The version that was committed last, be it deleted or not; None where there is none."""
+        try:
+            collection = self.collection(path)
+        except NotFound:
+            return None
+        return self._version(path, collection.versions - 1) if collection.versions else None
+
     def versions(self, path: str, before: int | None = None) -> Iterator[Found]:
         """The versions of an artifact that are there, newest first.
 

@@ -178,7 +178,8 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
     if body.run:
         split_run_path(body.run)
     with request.app.state.eraser.committing(body.manifest):
-        content = await _of_same(context, at, body.manifest) or await check_manifest(context.blobs, body.manifest)
+        content, base = await _known(context, at, body.manifest)
+        content = content or await check_manifest(context.blobs, body.manifest, base)
         if content.parts:
             raise Invalid("expected the files of a version, got a bundle's parts", hint="POST bundles/… makes bundles")
         event = ArtifactCommitted(
@@ -201,19 +202,22 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
         return Json(version_answer(found), position=token)
 
 
-async def _of_same(context: Context, at: ArtifactPath, manifest: str) -> Content | None:
-    """What is known of a manifest that is a version already, whose blobs are needed and so are there.
+async def _known(context: Context, at: ArtifactPath, manifest: str) -> tuple[Content | None, str]:
+    """What is known of a manifest that is a version already; and the manifest of the newest version.
 
-    Looking at 100,000 files again would cost seconds. None where it is none, was deleted, is a bundle, or where some
-    blob is known to be hurt: then what comes may heal it.
+    Blobs of a version are needed, and so are there: looking at 100,000 files again would cost seconds. Neither of one
+    that was deleted or is a bundle, nor where some blob is known to be hurt: then what comes may heal it.
     """
     if await context.blobs.hurt():
-        return None
+        return None, ""
     async with reading_now(context) as reading:
-        version = await run_in_threadpool(Artifacts(reading.cursor).same, at.path, manifest)
-    if version is None or version.deleted or version.parts:
-        return None
-    return Content(version.files, version.size, version.references, {})
+        artifacts = Artifacts(reading.cursor)
+        version = await run_in_threadpool(artifacts.same, at.path, manifest)
+        if version is not None and not version.deleted and not version.parts:
+            return Content(version.files, version.size, version.references, {}), ""
+        newest = await run_in_threadpool(artifacts.newest, at.path)
+    compares = newest is not None and not (newest.deleted or newest.parts or newest.references)
+    return None, newest.digest if newest is not None and compares else ""
 
 
 @router.on(
