@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from icecore_api.models import Answer
+from icecore_api.models import Answer, Command
 
 
 class CollectionAnswer(Answer):
@@ -92,11 +92,7 @@ class PromotedAnswer(Answer):
     checks: list[VerdictAnswer]
 
 
-class _Command(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class CollectionPatch(_Command):
+class CollectionPatch(Command):
     """What a collection asks; what is left out stays."""
 
     type: str = Field("", description="makes the collection where it is not there yet")
@@ -106,18 +102,21 @@ class CollectionPatch(_Command):
     stages: list[str] | None = None
     required: list[str] | None = None
     template: str | None = None
-    checks: dict[str, list[str]] | None = None
+    checks: dict[str, list[str]] | None = Field(None, description="of every alias: those that are not named have none")
+    checks_of: dict[str, list[str]] | None = Field(
+        None, description="of some aliases, an empty list for none; those that are not named keep theirs"
+    )
     reason: str = ""
 
 
-class Link(_Command):
+class Link(Command):
     """A version of another artifact that is to be in a collection."""
 
     source: str = Field(description="entity/project/name:v3, or with an alias")
     aliases: list[str] = []
 
 
-class Promote(_Command):
+class Promote(Command):
     """A version that an alias is to name."""
 
     version: str = Field(description="v3, or an alias", max_length=128)
@@ -126,20 +125,20 @@ class Promote(_Command):
     dry_run: bool = False
 
 
-class RollBack(_Command):
+class RollBack(Command):
     """An alias that is to name again what it named before."""
 
     to: str = Field(description="the alias", max_length=128)
     reason: str = ""
 
 
-class Decision(_Command):
+class Decision(Command):
     """Why a promotion is approved or rejected."""
 
     reason: str = ""
 
 
-class Words(_Command):
+class Words(Command):
     """What people say about a version to be."""
 
     type: str
@@ -157,7 +156,7 @@ class BundleCommit(Words):
     parts: dict[str, str] = Field(description="folder -> entity/project/name:v3, or with an alias")
 
 
-class PartCommit(_Command):
+class PartCommit(Command):
     """A part of a version that several processes put together."""
 
     manifest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part's manifest, which is a blob")

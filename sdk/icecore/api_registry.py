@@ -110,7 +110,9 @@ class RegistryCollection:
         """Change what it asks; what is left out stays.
 
         Args:
-            **settings: `description`, `tags`, `owner`, `stages`, `required`, `template`, `checks` and `reason`.
+            **settings: `description`, `tags`, `owner`, `stages`, `required`, `template`, `checks`, `checks_of` and
+                `reason`. `checks` are those of all aliases; with `checks_of` the aliases that it does not name keep
+                theirs.
 
         Raises:
             UsageError: another name. Invalid: a check cannot be read.
@@ -215,7 +217,9 @@ class Promotion:
         return f"<Promotion {self.id}: {self.path}:{self.version} to {self.alias}, {self.state}>"
 
 
-_SETTINGS = frozenset({"description", "tags", "owner", "stages", "required", "template", "checks", "reason"})
+_SETTINGS = frozenset(
+    {"description", "tags", "owner", "stages", "required", "template", "checks", "checks_of", "reason"}
+)
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

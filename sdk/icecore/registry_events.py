@@ -68,6 +68,8 @@ class CollectionSet(ArtifactEvent, frozen=True, kw_only=True):
     """The model card as a template: `{metadata.f1}` stands for what a version has."""
     checks: dict[str, list[Check]] | None = None
     """By alias: what must hold of a version before it is promoted there. Such an alias moves by promotion only."""
+    checks_of: dict[str, list[Check]] | None = None
+    """The same of some aliases: those named here have these checks from now on, or none; others keep theirs."""
     reason: str = ""
 
 

@@ -107,6 +107,24 @@ def test_a_collection_says_what_it_asks_and_renders_its_card(tmp_path: Path) -> 
     asyncio.run(work())
 
 
+def test_checks_that_are_set_at_once_are_all_kept(tmp_path: Path) -> None:
+    """Each names its alias; those of other aliases stay, an empty list takes them away, and `checks` is all of them."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            await ask(app, "PATCH", f"registry/{CHURN}", {"type": "model"})
+            both = [{"checks_of": {alias: ["metadata.f1 >= 0.5"]}} for alias in ("staging", "production", "canary")]
+            await asyncio.gather(*(ask(app, "PATCH", f"registry/{CHURN}", body) for body in both))
+            told = await ask(app, "PATCH", f"registry/{CHURN}", {"checks_of": {"canary": [], "staging": ["approved"]}})
+            assert list(told["checks"]) == ["production", "staging"]
+            assert "approved" in told["checks"]["staging"][0]
+            assert (await ask(app, "PATCH", f"registry/{CHURN}", {"checks": {}}))["checks"] == {}
+            many = {"checks_of": {f"a{n}": ["approved"] for n in range(101)}}
+            await ask(app, "PATCH", f"registry/{CHURN}", many, status=422)
+
+    asyncio.run(work())
+
+
 def test_a_promotion_waits_for_another_credential(tmp_path: Path) -> None:
     """Checks are judged by metadata and by what evaluating runs say; then another key approves, and history says so."""
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from icecore.errors import Invalid, NotFound
 from icecore.events import Event, check_name, uuid7
 from icecore.position import LEDGER, Place, Token
-from icecore.registry_checks import Evidence, Verdict, parse_check
+from icecore.registry_checks import Check, Evidence, Verdict, parse_check
 from icecore.registry_events import (
     ArtifactLinked,
     ArtifactUnlinked,
@@ -57,7 +57,7 @@ from icecore_projections.folds.artifact_rows import LATEST
 from icecore_projections.folds.promotions import asked_for, judged
 from icecore_projections.folds.registry_rows import Registry
 
-router: Final = Router("registry")
+router: Final = Router(tags=["registry"])
 T = TypeVar("T")
 
 _OF: Final = "/registry/{entity}/{project}/{name}"
@@ -151,20 +151,21 @@ async def set_collection(request: Request, at: OfArtifact, context: Process) -> 
 
 
 def _settings(at: ArtifactPath, body: CollectionPatch) -> CollectionSet:
-    for stage in [*(body.stages or ()), *(body.checks or ())]:
+    for stage in [*(body.stages or ()), *(body.checks or ()), *(body.checks_of or ())]:
         check_alias(stage)
     for what, texts in (("a tag", body.tags), ("a key of metadata", body.required)):
         for text in texts or ():
             check_name(what, text)
-    lists = [body.stages, body.tags, body.required, *(body.checks or {}).values()]
-    if any(len(texts) > _NAMES_MOST for texts in lists if texts) or len(body.checks or ()) > _NAMES_MOST:
+    lists = [body.stages, body.tags, body.required]
+    for checks in (body.checks or {}, body.checks_of or {}):
+        lists += [list(checks), *checks.values()]
+    if any(len(texts) > _NAMES_MOST for texts in lists if texts):
         raise Invalid(f"expected at most {_NAMES_MOST} stages, tags, keys or checks, got more")
     check_name("an artifact's type", body.type)
     check_name("an owner", body.owner or "")
     for said in (body.template, body.description):
         if said is not None and len(said.encode()) > TEXT_BYTES_MOST:
             raise Invalid(f"expected a text of at most {TEXT_BYTES_MOST} bytes, got {len(said.encode())}")
-    checks = {alias: [parse_check(one) for one in each] for alias, each in (body.checks or {}).items()}
     return CollectionSet(
         artifact=at.path,
         type=body.type,
@@ -174,9 +175,14 @@ def _settings(at: ArtifactPath, body: CollectionPatch) -> CollectionSet:
         stages=body.stages,
         required=body.required,
         card=body.template,
-        checks=checks if body.checks is not None else None,
+        checks=_parsed(body.checks),
+        checks_of=_parsed(body.checks_of),
         reason=check_name("a reason", body.reason, "text_value_bytes"),
     )
+
+
+def _parsed(checks: dict[str, list[str]] | None) -> dict[str, list[Check]] | None:
+    return None if checks is None else {alias: [parse_check(one) for one in each] for alias, each in checks.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- links

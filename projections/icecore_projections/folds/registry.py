@@ -297,6 +297,9 @@ def _set(work: Work, applied: Applied, event: CollectionSet) -> None:
     names = ("description", "tags", "owner", "stages", "required", "card", "checks")
     said = {name: value for name in names if (value := getattr(event, name)) is not None}
     registry = msgspec.structs.replace(collection.registry or Registry(), **said)
+    if event.checks_of is not None:
+        checks = {alias: those for alias, those in {**registry.checks, **event.checks_of}.items() if those}
+        registry = msgspec.structs.replace(registry, checks=checks)
     if registry.stages and (other := sorted(registry.checks.keys() - set(registry.stages))):
         raise Refused(f"expected checks of {', '.join(registry.stages)} only, got some of {', '.join(other)}")
     collection = msgspec.structs.replace(collection, registry=registry)

@@ -110,11 +110,10 @@ def set_(
     if said["card"] is not None:
         body["template"] = sys.stdin.read() if said["card"] == "-" else Path(said["card"]).read_text(encoding="utf-8")
     if checks or no_checks:
-        there = _checks_there(api, at, new=bool(said["kind"]))
-        new: dict[str, list[str]] = {}
+        changed: dict[str, list[str]] = {}
         for alias, check in checks:
-            new.setdefault(alias, []).append(check)
-        body["checks"] = {alias: those for alias, those in {**there, **new}.items() if alias not in no_checks}
+            changed.setdefault(alias, []).append(check)
+        body["checks_of"] = {**changed, **{alias: [] for alias in no_checks}}
     body = {field: value for field, value in {**body, "reason": said["reason"]}.items() if value is not None}
     found = api.client.ask("PATCH", registry_route(at), body=body)
     if as_json:
@@ -313,17 +312,6 @@ def rollback(name: str, alias: str, reason: str, as_json: bool) -> None:
 
 def _name(api: Api, text: str) -> Name:
     return parse_name(text, api.default_entity if text.count("/") < 2 else "", api.settings.project)
-
-
-def _checks_there(api: Api, at: Name, *, new: bool) -> dict[str, list[str]]:
-    """The checks a collection has; none where it is about to be made."""
-    try:
-        found: dict[str, list[str]] = api.client.ask("GET", registry_route(at))["checks"]
-    except NotFound:
-        if not new:
-            raise
-        return {}
-    return found
 
 
 def _listed(text: str | None) -> list[str] | None:
