@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from icecore_api.models import Answer, Command
+from icecore_api.models import Answer
 
 
 class CollectionAnswer(Answer):
@@ -92,7 +92,11 @@ class PromotedAnswer(Answer):
     checks: list[VerdictAnswer]
 
 
-class CollectionPatch(Command):
+class _Command(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CollectionPatch(_Command):
     """What a collection asks; what is left out stays."""
 
     type: str = Field("", description="makes the collection where it is not there yet")
@@ -109,14 +113,14 @@ class CollectionPatch(Command):
     reason: str = ""
 
 
-class Link(Command):
+class Link(_Command):
     """A version of another artifact that is to be in a collection."""
 
     source: str = Field(description="entity/project/name:v3, or with an alias")
     aliases: list[str] = []
 
 
-class Promote(Command):
+class Promote(_Command):
     """A version that an alias is to name."""
 
     version: str = Field(description="v3, or an alias", max_length=128)
@@ -125,20 +129,20 @@ class Promote(Command):
     dry_run: bool = False
 
 
-class RollBack(Command):
+class RollBack(_Command):
     """An alias that is to name again what it named before."""
 
     to: str = Field(description="the alias", max_length=128)
     reason: str = ""
 
 
-class Decision(Command):
+class Decision(_Command):
     """Why a promotion is approved or rejected."""
 
     reason: str = ""
 
 
-class Words(Command):
+class Words(_Command):
     """What people say about a version to be."""
 
     type: str
@@ -156,7 +160,7 @@ class BundleCommit(Words):
     parts: dict[str, str] = Field(description="folder -> entity/project/name:v3, or with an alias")
 
 
-class PartCommit(Command):
+class PartCommit(_Command):
     """A part of a version that several processes put together."""
 
     manifest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part's manifest, which is a blob")

@@ -57,7 +57,7 @@ from icecore_projections.folds.artifact_rows import LATEST
 from icecore_projections.folds.promotions import asked_for, judged
 from icecore_projections.folds.registry_rows import Registry
 
-router: Final = Router(tags=["registry"])
+router: Final = Router("registry")
 T = TypeVar("T")
 
 _OF: Final = "/registry/{entity}/{project}/{name}"
