@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from icecore_api.models import Answer
+from icecore_api.models import Answer, Command
 from icecore_api.retention.models import TTL_MOST
 
 
@@ -87,24 +87,20 @@ class AliasHistory(Answer):
     history: list[AliasMove]
 
 
-class _Command(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Commit(_Command):
+class Commit(Command):
     """A manifest to become a version."""
 
     type: str
     manifest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the manifest, which is a blob")
     description: str = ""
-    metadata: dict[str, Any] = {}
-    aliases: list[str] = []
-    tags: list[str] = []
+    metadata: dict[str, Any] = Field({})
+    aliases: list[str] = Field([])
+    tags: list[str] = Field([])
     run: str = ""
     ttl: int | None = Field(None, ge=0, le=TTL_MOST, description="how long it lives, in seconds; 0 for ever")
 
 
-class VersionPatch(_Command):
+class VersionPatch(Command):
     """What people say about a version; what is left out stays."""
 
     description: str | None = None
@@ -112,7 +108,7 @@ class VersionPatch(_Command):
     tags: list[str] | None = None
 
 
-class AliasPatch(_Command):
+class AliasPatch(Command):
     """Where an alias is to go."""
 
     version: str | None = Field(description="v3; null takes the alias away")
@@ -120,7 +116,7 @@ class AliasPatch(_Command):
     reason: str = ""
 
 
-class Use(_Command):
+class Use(Command):
     """A run that takes a version as its input."""
 
     run: str

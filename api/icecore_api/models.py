@@ -9,13 +9,25 @@ from pydantic import BaseModel, ConfigDict, Field
 State = Literal["running", "finished", "failed", "killed", "crashed"]
 
 
-class Answer(BaseModel):
+class Shape(BaseModel):
+    """The base of them all: built when it is first used, which at a start none is."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class Answer(Shape):
     """The base of what is sent: nothing but what is declared."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorFacts(BaseModel):
+class Command(Shape):
+    """The base of what is asked: nothing but what is declared, in its own type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorFacts(Shape):
     """What was expected and found. Errors may carry further facts, such as `limit` and `value`."""
 
     model_config = ConfigDict(extra="allow")
@@ -113,10 +125,8 @@ class RunState(Answer):
     deleted: bool
 
 
-class RunPatch(BaseModel):
+class RunPatch(Command):
     """What to change of a run; a field left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str | None = None
     group: str | None = None
@@ -209,7 +219,7 @@ class DeadLetters(Answer):
     count: int
 
 
-class Status(BaseModel):
+class Status(Shape):
     """How the server is."""
 
     model_config = ConfigDict(extra="allow")
@@ -236,24 +246,20 @@ class Job(Answer):
     error: str | None
 
 
-class Done(BaseModel):
+class Done(Shape):
     """The outcome of an operation."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class RebuildRequest(BaseModel):
+class RebuildRequest(Command):
     """How to rebuild."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     verify: bool = Field(default=False, description="only compare; do not switch")
 
 
-class LoginRequest(BaseModel):
+class LoginRequest(Command):
     """A one-time token, from the link `icecore up` printed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     token: str = Field(min_length=1, max_length=256)
 
@@ -282,10 +288,8 @@ class KeyMade(KeyAnswer):
     key: str = Field(description="the secret, which is not shown again")
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(Command):
     """A key to be made."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(description="what people call it; no other key in force may have it")
 

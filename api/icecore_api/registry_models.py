@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from icecore_api.models import Answer
+from icecore_api.models import Answer, Command
 
 
 class CollectionAnswer(Answer):
@@ -92,11 +92,7 @@ class PromotedAnswer(Answer):
     checks: list[VerdictAnswer]
 
 
-class _Command(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class CollectionPatch(_Command):
+class CollectionPatch(Command):
     """What a collection asks; what is left out stays."""
 
     type: str = Field("", description="makes the collection where it is not there yet")
@@ -113,14 +109,14 @@ class CollectionPatch(_Command):
     reason: str = ""
 
 
-class Link(_Command):
+class Link(Command):
     """A version of another artifact that is to be in a collection."""
 
     source: str = Field(description="entity/project/name:v3, or with an alias")
-    aliases: list[str] = []
+    aliases: list[str] = Field([])
 
 
-class Promote(_Command):
+class Promote(Command):
     """A version that an alias is to name."""
 
     version: str = Field(description="v3, or an alias", max_length=128)
@@ -129,27 +125,27 @@ class Promote(_Command):
     dry_run: bool = False
 
 
-class RollBack(_Command):
+class RollBack(Command):
     """An alias that is to name again what it named before."""
 
     to: str = Field(description="the alias", max_length=128)
     reason: str = ""
 
 
-class Decision(_Command):
+class Decision(Command):
     """Why a promotion is approved or rejected."""
 
     reason: str = ""
 
 
-class Words(_Command):
+class Words(Command):
     """What people say about a version to be."""
 
     type: str
     description: str = ""
-    metadata: dict[str, Any] = {}
-    aliases: list[str] = []
-    tags: list[str] = []
+    metadata: dict[str, Any] = Field({})
+    aliases: list[str] = Field([])
+    tags: list[str] = Field([])
     run: str = ""
     ttl: int | None = Field(None, ge=0, description="seconds; 0 is for ever")
 
@@ -160,7 +156,7 @@ class BundleCommit(Words):
     parts: dict[str, str] = Field(description="folder -> entity/project/name:v3, or with an alias")
 
 
-class PartCommit(_Command):
+class PartCommit(Command):
     """A part of a version that several processes put together."""
 
     manifest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part's manifest, which is a blob")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from icecore.limits import most
+from icecore_api.models import Command, Shape
 
 
-class Digests(BaseModel):
+class Digests(Command):
     """Blobs, by their digests."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     digests: list[str] = Field(max_length=most("digests_per_request"))
 
 
-class Missing(BaseModel):
+class Missing(Shape):
     """Those that are not there."""
 
     missing: list[str]
@@ -22,27 +22,27 @@ class Missing(BaseModel):
     """Large ones are to be sent to the bucket, by requests signed by `POST uploads/DIGEST/PART`."""
 
 
-class Stored(BaseModel):
+class Stored(Shape):
     """How many blobs came."""
 
     stored: int
 
 
-class BlobAnswer(BaseModel):
+class BlobAnswer(Shape):
     """A blob that is there."""
 
     digest: str
     size: int
 
 
-class PartAnswer(BaseModel):
+class PartAnswer(Shape):
     """A part that is durable."""
 
     digest: str
     part: int
 
 
-class UploadAnswer(BaseModel):
+class UploadAnswer(Shape):
     """An upload that is under way; without a size where there is none."""
 
     digest: str
@@ -51,16 +51,15 @@ class UploadAnswer(BaseModel):
     parts: list[int]
 
 
-class PartAsked(BaseModel):
+class PartAsked(Command):
     """A part that is to be sent."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     size: int = Field(ge=1, le=most("blob_bytes"))
     part_size: int = Field(ge=1, le=most("upload_part_bytes"))
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class SignedAnswer(BaseModel):
+class SignedAnswer(Shape):
     """How to send a part: `PUT url` with these headers; without a URL, through the server as any other."""
 
     url: str | None
@@ -68,9 +67,8 @@ class SignedAnswer(BaseModel):
     expires_s: int
 
 
-class Completion(BaseModel):
+class Completion(Command):
     """What an upload was made of."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     size: int = Field(ge=1, le=most("blob_bytes"))
     part_size: int = Field(ge=1, le=most("upload_part_bytes"))

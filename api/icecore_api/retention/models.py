@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from icecore_api.models import Answer
+from icecore_api.models import Answer, Command
 
 TTL_MOST = 100 * 366 * 86_400
 """Seconds: a hundred years."""
@@ -113,25 +113,21 @@ class StorageAnswer(Answer):
     total: StorageTotal
 
 
-class _Command(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TtlPatch(_Command):
+class TtlPatch(Command):
     """How long the versions of a scope live."""
 
     scope: str = Field(description="team, team/project, team/project/name or team/project/name:v3")
     seconds: int | None = Field(ge=0, le=TTL_MOST, description="0 for ever; null as the wider scopes say")
 
 
-class ProtectedPatch(_Command):
+class ProtectedPatch(Command):
     """Which aliases of an artifact keep the version they name."""
 
     artifact: str = Field(description="team/project/name")
     protected: list[str]
 
 
-class HoldRequest(_Command):
+class HoldRequest(Command):
     """A legal hold to place."""
 
     scope: str = Field(description="team, team/project, team/project/name or team/project/name:v3")
@@ -139,14 +135,14 @@ class HoldRequest(_Command):
     hold: str = Field("", description="its id; one is made where none is given")
 
 
-class GcRequest(_Command):
+class GcRequest(Command):
     """What to erase."""
 
     grace_s: float = Field(7 * 86_400.0, ge=0, le=TTL_MOST, description="versions deleted longer ago than that")
     dry_run: bool = False
 
 
-class PolicyRequest(_Command):
+class PolicyRequest(Command):
     """A rule for which versions stay."""
 
     keep_last: int = Field(ge=1, le=1_000_000)

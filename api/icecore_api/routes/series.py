@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 from fastapi import Header, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from icecore.errors import Invalid
@@ -21,7 +21,7 @@ from icecore.limits import most
 from icecore_api.answers import POSITION_HEADER
 from icecore_api.context import Store
 from icecore_api.deps import Process, Read, Reading, body_schema, read_body
-from icecore_api.models import Answer
+from icecore_api.models import Answer, Command
 from icecore_api.queries import runs as listing
 from icecore_api.queries.as_of import Moment
 from icecore_api.queries.buckets import Array
@@ -38,10 +38,8 @@ router = Router("series")
 Cell = float | str | None
 
 
-class SeriesRequest(BaseModel):
+class SeriesRequest(Command):
     """Which runs, which keys, over what, and in how many buckets."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     runs: list[str] | None = Field(None, description="paths; null for the runs of `path` that match `filters`")
     path: str | None = Field(None, description="entity/project")
