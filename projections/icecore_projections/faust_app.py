@@ -10,6 +10,9 @@ The store's own offsets are authoritative: on every assignment the consumer seek
 its rows. What Faust commits to the brokers is for lag graphs only, so nothing depends on it being right. Each store is
 a consumer group of its own and folds everything; a DuckDB file has one owner at a time, so a worker that was paused
 for longer than its session has nobody to overtake it, and continues where its file says it was.
+
+For the same reason nothing waits for the group: partitions that Faust has not been given (its predecessor was killed
+and is a member until its session ends, the group's coordinator is away, a rebalance goes on) the feed reads by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from faust.types import TP
 from yarl import URL
 
 from icecore.codec import decode_envelope
-from icecore.errors import BadRequest, LogCorrupt, SettingsError, StoreDamaged
+from icecore.errors import BadRequest, IcecoreError, LogCorrupt, SettingsError, StoreDamaged
 from icecore.log import EventLog, StoredRecord
 from icecore.position import Place, Position, Token
 from icecore_projections import generations
@@ -44,6 +47,9 @@ WITHIN_S: Final = 0.02
 """A take: so many fetches, or what came in so long. The runner gathers what is worth a commit."""
 BUFFERED: Final = 32
 """Fetches that Faust itself may hold; each is about a megabyte."""
+
+ALONE_S: Final = 0.05
+"""How often it is looked where the log ends while the group has not given us all of it."""
 
 RESTARTS_S: Final = (0.2, 1.0, 2.0, 5.0)
 """Waits before Faust is started again; the last one goes on."""
@@ -104,9 +110,13 @@ class _Consumer(driver.Consumer):
         """Seek to the store's offsets: they were committed in one transaction with the rows."""
         app = self.app
         assert isinstance(app, FoldingApp)
-        offsets = app.resume({TP(tp.topic, tp.partition) for tp in self.assignment()})
+        assigned = {TP(tp.topic, tp.partition) for tp in self.assignment()}
+        offsets = app.resume(assigned)
         for tp, offset in offsets.items():
             await self._seek(tp, offset)
+        if offsets:
+            await self._commit(offsets)  # for lag graphs: what the feed read by itself is not behind
+        app.delivers(assigned)
         return offsets
 
 
@@ -157,6 +167,8 @@ class FoldingApp(faust.App):
         self._streams = {topic: stream for stream, topic in brokers.topics.items()}
         self._feed: Feed | None = None
         self._folded: Callable[[], Token] = Token
+        self._delivered: frozenset[Place] = frozenset()
+        """Partitions that the group has given us, and whose records Faust brings."""
         records = self.topic(*self._streams, key_type=bytes, value_type=bytes)
         self.agent(records, name="fold")(cast("Any", self._take))
 
@@ -176,6 +188,34 @@ class FoldingApp(faust.App):
         self._feed.forget(places.values())
         token = self._folded()
         return {tp: token.next_offset(place) for tp, place in places.items()}
+
+    def delivers(self, assigned: set[TP]) -> None:
+        """Leave partitions to Faust, which fetches them from now on, until the next rebalance."""
+        self._delivered = frozenset(self._place(tp.topic, tp.partition) for tp in assigned if tp.topic in self._streams)
+
+    def on_rebalance_start(self) -> None:
+        """Count on no partition any more. Called in the consumer's thread."""
+        self._delivered = frozenset()
+        super().on_rebalance_start()
+
+    async def on_start(self) -> None:
+        """Read by ourselves until Faust delivers."""
+        await super().on_start()
+        self.add_future(self._go_alone())
+
+    async def _go_alone(self) -> None:
+        """Have the feed read what Faust does not bring: the folder is locked by us, so nobody else folds it."""
+        assert self._feed is not None, "attach comes before start"
+        feed = self._feed
+        places = {Place(stream, n) for stream, count in feed.partitions.items() for n in range(count)}
+        while not self.should_stop:
+            if not places <= self._delivered:
+                with contextlib.suppress(IcecoreError):  # away: Faust meets it too, and says so
+                    end = await feed.log.end()
+                    for place in places - self._delivered:
+                        feed.announce(place, end.next_offset(place))
+                    await feed.deliver(())
+            await asyncio.sleep(ALONE_S)
 
     async def _take(self, stream: faust.Stream[Any]) -> None:
         """The agent: hand over what was delivered; acknowledged when there is room for more."""

