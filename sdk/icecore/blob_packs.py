@@ -18,6 +18,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from icecore.cache_index import open_index
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS blobs (
@@ -54,7 +56,7 @@ class BlobPacks:
         found: dict[str, list[Packed]] = {}
         if not self._index.exists():
             return found
-        with contextlib.suppress(sqlite3.Error, OSError), closing(self._open()) as db:
+        with contextlib.suppress(sqlite3.Error, OSError), closing(open_index(self._index, _SCHEMA)) as db:
             names = dict(db.execute("SELECT id, name FROM packs").fetchall())
             for first in range(0, len(digests), _AT_ONCE):
                 some = [bytes.fromhex(digest) for digest in digests[first : first + _AT_ONCE]]
@@ -106,7 +108,7 @@ class BlobPacks:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             _write(draft, b"".join(frames))
             os.rename(draft, target)
-            with closing(self._open()) as db, db:
+            with closing(open_index(self._index, _SCHEMA)) as db, db:
                 number = db.execute("INSERT INTO packs (name) VALUES (?)", (name,)).lastrowid
                 db.executemany(
                     "INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", ((row[0], number, *row[1:]) for row in rows)
@@ -120,7 +122,7 @@ class BlobPacks:
 
     def drop(self, digests: Sequence[str]) -> None:
         """Forget blobs whose bytes are not their digests'."""
-        with contextlib.suppress(sqlite3.Error, OSError), closing(self._open()) as db, db:
+        with contextlib.suppress(sqlite3.Error, OSError), closing(open_index(self._index, _SCHEMA)) as db, db:
             db.executemany("DELETE FROM blobs WHERE digest = ?", ((bytes.fromhex(digest),) for digest in digests))
 
     def remove(self, packs: Mapping[str, str]) -> None:
@@ -133,32 +135,16 @@ class BlobPacks:
     def count(self) -> int:
         """How many blobs there are."""
         if self._index.exists():
-            with contextlib.suppress(sqlite3.Error, OSError), closing(self._open()) as db:
+            with contextlib.suppress(sqlite3.Error, OSError), closing(open_index(self._index, _SCHEMA)) as db:
                 return int(db.execute("SELECT count(*) FROM blobs").fetchone()[0])
         return 0
 
     def _forget(self, packs: Sequence[str]) -> None:
         if not packs or not self._index.exists():
             return
-        with contextlib.suppress(sqlite3.Error, OSError), closing(self._open()) as db, db:
+        with contextlib.suppress(sqlite3.Error, OSError), closing(open_index(self._index, _SCHEMA)) as db, db:
             db.executemany("DELETE FROM packs WHERE name = ?", ((name,) for name in packs))
             db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")  # ids are given again
-
-    def _open(self) -> sqlite3.Connection:
-        self._index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        db = sqlite3.connect(self._index, timeout=10.0)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=OFF")
-            db.executescript(_SCHEMA)
-        except sqlite3.OperationalError:
-            db.close()
-            raise
-        except sqlite3.DatabaseError:
-            db.close()
-            self._index.unlink(missing_ok=True)  # damaged: the packs go when there is no room for them
-            raise
-        return db
 
 
 def _offset(place: Packed) -> int:

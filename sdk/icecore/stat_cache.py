@@ -16,6 +16,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from icecore.cache_index import open_index
+
 SETTLED_NS: Final = 2_000_000_000
 """How long a file must have been left alone: the coarsest clock of the file systems in use."""
 ROWS_MOST: Final = 5_000_000
@@ -63,7 +65,7 @@ class StatCache:
         base = first.rstrip(b"/") + b"/"
         query = "SELECT path, size, mtime, ctime, inode, digest FROM files WHERE path = ? OR (path >= ? AND path < ?)"
         try:
-            with closing(self._open()) as db:
+            with closing(open_index(self._path, _SCHEMA)) as db:
                 rows = db.execute(query, (first, base, base[:-1] + b"0")).fetchall()
         except (sqlite3.Error, OSError):
             return {}  # a cache never fails its user
@@ -79,23 +81,7 @@ class StatCache:
         ]
         if not rows:
             return
-        with suppress(sqlite3.Error, OSError), closing(self._open()) as db, db:
+        with suppress(sqlite3.Error, OSError), closing(open_index(self._path, _SCHEMA)) as db, db:
             if db.execute("SELECT count(*) FROM files").fetchone()[0] > ROWS_MOST:
                 db.execute("DELETE FROM files")
             db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
-
-    def _open(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        db = sqlite3.connect(self._path, timeout=10.0)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=OFF")
-            db.execute(_SCHEMA)
-        except sqlite3.OperationalError:
-            db.close()
-            raise
-        except sqlite3.DatabaseError:
-            db.close()
-            self._path.unlink(missing_ok=True)  # damaged: everything in it can be had again
-            raise
-        return db

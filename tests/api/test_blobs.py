@@ -6,9 +6,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,32 +44,6 @@ def test_a_cut_frame_is_refused(contents: list[bytes], data: st.DataObject) -> N
     cut = data.draw(st.integers(0, len(body)).filter(lambda at: at not in whole))
     with pytest.raises(Invalid, match="expected"):
         list(entries(body[:cut], 0, cut))
-
-
-def test_a_blob_that_comes_twice_at_once_is_kept_once(tmp_path: Path) -> None:
-    """Concurrent uploads of the same blobs, alone, in packs and by parts, all succeed; one copy is kept."""
-    content = [noise(i, 2000) for i in range(50)]
-    large = noise(99, LARGE)
-    parts = Parts(digest_of(large), LARGE, 1 << 20)
-
-    async def story(blobs: LocalBlobs) -> None:
-        for part in range(parts.number):
-            await blobs.put_part(parts, part, sent(large[part << 20 : (part + 1) << 20]))
-        puts: list[Coroutine[Any, Any, int]] = [blobs.put_small(framed(content)) for _ in range(4)]
-        puts += [blobs.put_small(framed([*content[:10], noise(500 + i, 10)])) for i in range(4)]
-        puts += [blobs.put(digest_of(one), sent(one)) for one in content[:5] for _ in range(3)]
-        puts += [blobs.put(parts.digest, sent(large)) for _ in range(3)]
-        puts += [blobs.complete(parts) for _ in range(2)]
-        assert (await asyncio.gather(*puts))[-1] == LARGE
-        each = list(blobs.each())
-        assert len(each) == len({digest for digest, _, _ in each}) == 50 + 4 + 1
-        packed = sum(len(read_entries(path)) for path in (tmp_path / "packs").iterdir())
-        whole = len(list((tmp_path / "whole").glob("??/*")))
-        assert packed + whole == 55
-        assert await everything(blobs, [digest_of(one) for one in content]) == content
-        assert await blobs.orphans() == []
-
-    play(tmp_path, story)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "noise", "empty", "stale"])
