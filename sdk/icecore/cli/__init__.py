@@ -80,14 +80,14 @@ def exit_code_of(error: IcecoreError) -> int:
 
 def _fail(error: IcecoreError, as_json: bool) -> int:
     """Say an error: on stderr, and as the one document on stdout where JSON was asked for."""
+    from icecore.cli.output import clean, print_json
+
     sys.stdout.flush()
     if as_json:
-        from icecore.cli.output import print_json
-
         print_json(error.body())
-    sys.stderr.write(f"error: {error.message}\n")
+    sys.stderr.write(f"error: {clean(error.message)}\n")
     if error.hint:
-        sys.stderr.write(f"next: {error.hint}\n")
+        sys.stderr.write(f"next: {clean(error.hint)}\n")
     return exit_code_of(error)
 
 

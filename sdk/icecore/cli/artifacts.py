@@ -9,7 +9,7 @@ import click
 from icecore.api import Api
 from icecore.artifact_names import Name, parse_name
 from icecore.cli.lineage import diff, impact, lineage
-from icecore.cli.output import examples, json_option, print_json, shown, table, terminal
+from icecore.cli.output import examples, json_option, print_json, say, shown, table, terminal
 from icecore.cli.retention import amount, delete, life_of, protect, restore, ttl
 from icecore.errors import NotFound, UsageError
 
@@ -38,7 +38,7 @@ def artifacts(path: str, kind: str | None, as_of: str | None, as_json: bool) -> 
     rows = [[a["name"], a["type"], a["versions"], _aliases(a["aliases"]), a["created_at"]] for a in found]
     terminal().print(table(["name", "type", "versions", "aliases", "created"], rows, right=["versions"]))
     if not found:
-        click.echo("no artifacts here; next: run.log_artifact(…) in a script", err=True)
+        say("no artifacts here; next: run.log_artifact(…) in a script", err=True)
 
 
 def _aliases(named: dict[str, str]) -> str:
@@ -133,7 +133,7 @@ def versions(name: str, filters: str | None, limit: int, as_of: str | None, as_j
     head = ["version", "aliases", "files", "size", "metadata", "created", "by"]
     terminal().print(table(head, rows, right=["files", "size"]))
     if page["cursor"]:
-        click.echo("there are older ones; --limit shows more", err=True)
+        say("there are older ones; --limit shows more", err=True)
 
 
 def _shortened(metadata: dict[str, Any]) -> str:
@@ -198,7 +198,7 @@ def history(name: str, as_of: str | None, as_json: bool) -> None:
     rows = [[m["at"], m["before"], m["version"], m["user"], m["reason"], m["position"]] for m in moves]
     terminal().print(table(["when", "from", "to", "by", "reason", "position"], rows))
     if not rows:
-        click.echo(f"{at} never named a version; next: icecore artifact versions {at.path}", err=True)
+        say(f"{at} never named a version; next: icecore artifact versions {at.path}", err=True)
 
 
 def _history(api: Api, at: Name, as_of: str | None) -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ def _move(api: Api, at: Name, version: str | None, reason: str, as_json: bool, *
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{at}: {found['before'] or 'nothing'} -> {found['version'] or 'nothing'}")
+        say(f"{at}: {found['before'] or 'nothing'} -> {found['version'] or 'nothing'}")
 
 
 def _name(api: Api, text: str) -> Name:

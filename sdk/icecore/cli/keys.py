@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import click
 
-from icecore.cli.output import clean, examples, json_option, print_json, table, terminal
+from icecore.cli.output import examples, json_option, print_json, say, table, terminal
 from icecore.errors import NotFound, UsageError
 from icecore.http import JsonClient
 from icecore.settings import Settings
@@ -28,7 +28,7 @@ def create(name: str, as_json: bool) -> None:
         print_json(found)
         return
     click.echo(found["key"])
-    click.echo(f"{clean(found['name'])} is {found['id']}; the key above is not shown again", err=True)
+    say(f"{found['name']} is {found['id']}; the key above is not shown again", err=True)
     click.echo("next: ICECORE_API_KEY=… or `icecore login --key -`, where it is to be used", err=True)
 
 
@@ -59,7 +59,7 @@ def revoke(name: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['id']} ({clean(found['name'])}) is revoked")
+        say(f"{found['id']} ({found['name']}) is revoked")
 
 
 def _client() -> JsonClient:

@@ -24,6 +24,8 @@ COLOURS: Final = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;:]*m")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_DIRECTION: Final = re.compile(r"[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What turns the direction of text around, or breaks a line, unseen: shown as its number."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +43,7 @@ def examples(*lines: str) -> str:
 def print_json(document: Any) -> None:
     """One JSON document on stdout; NaN and the infinities as the strings the API uses for them."""
     data = orjson.dumps(_speakable(document), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str)
-    sys.stdout.write(data.decode() + "\n")
+    sys.stdout.write(_directed(data.decode()) + "\n")  # within JSON's strings the number is the character
     sys.stdout.flush()
 
 
@@ -70,11 +72,20 @@ def terminal(*, stderr: bool = False) -> Console:
 
 
 def clean(text: object, *, colours: bool = False) -> str:
-    """Text of a run without anything that steers a terminal; colours stay where they are wanted."""
-    kept = _ESCAPES.sub(lambda m: m[0] if colours and _COLOUR.fullmatch(m[0]) else "", str(text))
+    """Text of others without anything that steers a terminal or turns text around; colours stay where wanted."""
+    kept = _ESCAPES.sub(lambda m: m[0] if colours and _COLOUR.fullmatch(m[0]) else "", _directed(str(text)))
     if not colours:
         return _CONTROL.sub("", kept)
     return "".join(part if _COLOUR.fullmatch(part) else _CONTROL.sub("", part) for part in _split_colours(kept))
+
+
+def _directed(text: str) -> str:
+    return _DIRECTION.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """A line on stdout or stderr, `clean`: for whatever has names in it."""
+    click.echo(clean(text), err=err)
 
 
 def _split_colours(text: str) -> list[str]:

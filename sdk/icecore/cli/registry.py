@@ -11,7 +11,7 @@ import click
 
 from icecore.api import Api
 from icecore.artifact_names import Name, parse_name, registry_route
-from icecore.cli.output import examples, json_option, print_json, table, terminal
+from icecore.cli.output import examples, json_option, print_json, say, table, terminal
 from icecore.errors import NotFound, UsageError
 
 _AS_OF: Final = click.option("--as-of", default=None, metavar="TIME|POSITION", help="As it was at a moment.")
@@ -37,7 +37,7 @@ def list_(as_of: str | None, as_json: bool) -> None:
     rows = [[one["path"], one["type"], one["versions"], _aliases(one["aliases"]), one["owner"]] for one in found]
     terminal().print(table(["collection", "type", "versions", "aliases", "owner"], rows, right=["versions"]))
     if not found:
-        click.echo("no collections here; next: icecore registry set registry/model/NAME --type model", err=True)
+        say("no collections here; next: icecore registry set registry/model/NAME --type model", err=True)
 
 
 @registry.command(
@@ -62,7 +62,7 @@ def show(name: str, as_of: str | None, as_json: bool) -> None:
     rows = [[field, plain[field]] for field in _SHOWN if plain[field] not in (None, "")]
     terminal().print(table([found["path"], ""], rows))
     if found["card"]:
-        click.echo(f"\n{found['card']}")
+        say(f"\n{found['card']}")
 
 
 _SHOWN: Final = (
@@ -119,7 +119,7 @@ def set_(
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['path']}: set")
+        say(f"{found['path']}: set")
 
 
 @registry.command(epilog=examples("icecore registry link team/nlp/churn:v5 registry/model/churn --alias staging"))
@@ -135,7 +135,7 @@ def link(source: str, name: str, aliases: tuple[str, ...], as_json: bool) -> Non
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{body['source']} is {found['path']}:{found['version']}")
+        say(f"{body['source']} is {found['path']}:{found['version']}")
 
 
 @registry.command(epilog=examples("icecore registry unlink team/nlp/churn:v5 registry/model/churn --reason 'leaks'"))
@@ -156,7 +156,7 @@ def unlink(source: str, name: str, with_aliases: bool, reason: str, as_json: boo
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['path']}:{found['version']} is no longer {query['source']}")
+        say(f"{found['path']}:{found['version']} is no longer {query['source']}")
 
 
 # ---------------------------------------------------------------------------------------------------- promotions
@@ -207,16 +207,16 @@ def request(name: str, alias: str, reason: str, dry_run: bool, as_json: bool) ->
         print_json(found)
         return int(found["outcome"] == "refused")
     for one in found["checks"]:
-        click.echo(f"{'ok' if one['ok'] else 'NO':3} {one['check']}: {one['found']}")
+        say(f"{'ok' if one['ok'] else 'NO':3} {one['check']}: {one['found']}")
     would = " would be" if dry_run else " is" if found["outcome"] == "applied" else ""
     where = f"{at.path}:{alias}"
     if found["outcome"] == "applied":
-        click.echo(f"{where}{would} {found['version']} (before: {found['before'] or 'nothing'})")
+        say(f"{where}{would} {found['version']} (before: {found['before'] or 'nothing'})")
     elif found["outcome"] == "refused":
-        click.echo(f"{where} would stay {found['before'] or 'nothing'}: refused")
+        say(f"{where} would stay {found['before'] or 'nothing'}: refused")
     else:
         name = f" {found['promotion']['promotion']}" if found["promotion"] else ""
-        click.echo(f"{where} waits for another credential's approval: icecore promote approve{name or ' ID'}")
+        say(f"{where} waits for another credential's approval: icecore promote approve{name or ' ID'}")
     return int(found["outcome"] == "refused")
 
 
@@ -253,7 +253,7 @@ def _decide(promotion: str, decision: str, reason: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['path']}:{found['version']} to {found['alias']}: {found['state']}")
+        say(f"{found['path']}:{found['version']} to {found['alias']}: {found['state']}")
 
 
 def _waiting(api: Api, text: str) -> str:
@@ -307,7 +307,7 @@ def rollback(name: str, alias: str, reason: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{at.path}:{alias}: {found['before']} -> {found['version']}")
+        say(f"{at.path}:{alias}: {found['before']} -> {found['version']}")
 
 
 def _name(api: Api, text: str) -> Name:

@@ -11,7 +11,7 @@ import click
 
 from icecore.api import Api
 from icecore.artifact_names import Name, parse_name
-from icecore.cli.output import duration, examples, json_option, print_json, table, terminal
+from icecore.cli.output import duration, examples, json_option, print_json, say, table, terminal
 from icecore.errors import Unavailable, UsageError
 from icecore.util import parse_time, ttl_seconds
 
@@ -106,7 +106,7 @@ def ttl(name: str | None, time: str | None, project: str | None, team: str | Non
         print_json(found)
     else:
         said = {None: "as the wider scopes say", 0: "for ever"}.get(seconds) or duration(seconds)
-        click.echo(f"versions of {scope} live {said}" if ":" not in scope else f"{scope} lives {said}")
+        say(f"versions of {scope} live {said}" if ":" not in scope else f"{scope} lives {said}")
 
 
 @click.command(
@@ -127,7 +127,7 @@ def protect(name: str, aliases: tuple[str, ...], nothing: bool, as_json: bool) -
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['scope']}: protected are {', '.join(found['protected']) or 'no aliases'}")
+        say(f"{found['scope']}: protected are {', '.join(found['protected']) or 'no aliases'}")
 
 
 @click.command(epilog=examples("icecore artifact delete bert:v3", "icecore artifact delete bert:v3 --with-aliases"))
@@ -156,7 +156,7 @@ def _change(name: str, method: str, what: str, query: dict[str, Any] | None, as_
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['path']}:{found['version']} is {found['state']}")
+        say(f"{found['path']}:{found['version']} is {found['state']}")
 
 
 # ------------------------------------------------------------------------------------------------------ hold …
@@ -186,7 +186,7 @@ def add(name: str | None, project: str | None, team: str | None, reason: str, ho
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['hold']} holds {found['scope']}")
+        say(f"{found['hold']} holds {found['scope']}")
 
 
 @hold.command("list", epilog=examples("icecore hold list", "icecore hold list --json"))
@@ -200,7 +200,7 @@ def list_holds(as_json: bool) -> None:
     rows = [[one["hold"], one["scope"], one["reason"], one["user"], one["since"]] for one in found["holds"]]
     terminal().print(table(["hold", "scope", "reason", "by", "since"], rows))
     if not rows:
-        click.echo("nothing is held", err=True)
+        say("nothing is held", err=True)
 
 
 @hold.command(epilog=examples("icecore hold release case-7 --reason settled"))
@@ -215,7 +215,7 @@ def release(hold_id: str, scope: str | None, reason: str, as_json: bool) -> None
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{hold_id} is released; {len(found['holds'])} holds are left")
+        say(f"{hold_id} is released; {len(found['holds'])} holds are left")
 
 
 # --------------------------------------------------------------------------------------------------------- gc
@@ -247,7 +247,7 @@ def gc(dry_run: bool, grace: str, yes: bool, as_json: bool) -> None:
         return
     if yes:
         _show_plan(done)
-    click.echo(f"freed {done['freed']} bytes ({amount(done['freed'])}); {done['erased']} blobs are gone")
+    say(f"freed {done['freed']} bytes ({amount(done['freed'])}); {done['erased']} blobs are gone")
 
 
 def _gc(api: Api, grace_s: float, *, dry_run: bool) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def _agreed(plan: dict[str, Any], *, as_json: bool) -> bool:
     if not plan["bytes"] and not plan["versions"]:
         return False
     if as_json or not sys.stdin.isatty():
-        click.echo("nothing was erased; next: the same with --yes", err=True)
+        say("nothing was erased; next: the same with --yes", err=True)
         return False
     return click.confirm(f"Erase {amount(plan['bytes'])} for good?")
 
@@ -326,8 +326,8 @@ def storage(context: click.Context, by: str, price: float, as_json: bool) -> Non
     head = [by, "versions", "logical", "unique", "shared", "reclaimable", "30 days", "a month"]
     terminal().print(table(head, rows, right=head[1:]))
     free, loose = amount(total["disk_reclaimable"]), amount(total["uncommitted"])
-    click.echo(f"on the disk: {total['disk']} bytes ({amount(total['disk'])}) in {total['blobs']} blobs")
-    click.echo(f"`icecore gc` could free {free}; {loose} belong to no version")
+    say(f"on the disk: {total['disk']} bytes ({amount(total['disk'])}) in {total['blobs']} blobs")
+    say(f"`icecore gc` could free {free}; {loose} belong to no version")
 
 
 @storage.command(
@@ -355,10 +355,8 @@ def policy(keep_last: int, keep_aliased: bool, scope: str, kind: str, simulate: 
         print_json(found)
         return
     verb = "would delete" if simulate else "deleted"
-    click.echo(
-        f"{verb} {len(found['versions'])} versions, which frees {found['bytes']} bytes ({amount(found['bytes'])})"
-    )
+    say(f"{verb} {len(found['versions'])} versions, which frees {found['bytes']} bytes ({amount(found['bytes'])})")
     for version in found["versions"]:
-        click.echo(f"  {version}")
+        say(f"  {version}")
     for version, why in found["kept"].items():
-        click.echo(f"kept {version}: {', '.join(why)}")
+        say(f"kept {version}: {', '.join(why)}")
