@@ -167,6 +167,26 @@ def test_a_promotion_waits_for_another_credential(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+def test_aliases_are_limited(tmp_path: Path) -> None:
+    """A commit, a link or a bundle that gives more aliases than the limit is 422 and names it; nothing is made."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            await commit(app, {"m": b"1"}, aliases=[f"a{n}" for n in range(100)])
+            many = [f"a{n}" for n in range(101)]
+            body = {"type": "model", "manifest": await manifest_of(app, {"m": b"2"}), "aliases": many}
+            for path, more in (
+                (f"artifacts/{NET}", body),
+                (f"registry/{CHURN}/links", {"source": f"{NET}:v0", "aliases": many}),
+                (f"bundles/{PROJECT}/b", {"type": "bundle", "parts": {"m": f"{NET}:v0"}, "aliases": many}),
+                (f"parts/{PROJECT}/big/x/finish", {"type": "dataset", "aliases": many}),
+            ):
+                refused = (await ask(app, "POST", path, more, status=422))["error"]
+                assert (refused["limit"], refused["most"], refused["value"]) == ("aliases", 100, 101)
+
+    asyncio.run(work())
+
+
 def test_a_promotion_is_rolled_back(tmp_path: Path) -> None:
     """The alias names what it named before, the promotion says so, and a second roll back finds none."""
 

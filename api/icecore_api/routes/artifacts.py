@@ -172,8 +172,7 @@ async def commit(request: Request, at: OfArtifact, context: Process) -> Response
     check_name("an artifact's type", body.type)
     if not body.type:
         raise Invalid("expected an artifact's type, got none", hint='say what it is: "model", "dataset", …')
-    for alias in body.aliases:
-        check_alias(alias)
+    check_aliases(body.aliases)
     check_words(body.tags, body.metadata, body.description)
     if body.run:
         split_run_path(body.run)
@@ -324,6 +323,24 @@ async def move_alias(request: Request, at: OfArtifact, alias: Ref, context: Proc
     return Json(
         {"alias": alias, "version": body.version, "before": before[0] if before else body.version}, position=token
     )
+
+
+def check_aliases(aliases: list[str]) -> None:
+    """The aliases that a version is to get.
+
+    Raises:
+        Invalid: they are too many, or one cannot be moved by hand.
+    """
+    if len(aliases) > most("aliases"):
+        raise Invalid(
+            f"expected at most {most('aliases')} aliases, got {len(aliases)}",
+            hint="the limit is `aliases` in docs/limits.md",
+            limit="aliases",
+            most=most("aliases"),
+            value=len(aliases),
+        )
+    for alias in aliases:
+        check_alias(alias)
 
 
 def check_alias(alias: str) -> str:

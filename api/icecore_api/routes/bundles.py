@@ -26,7 +26,7 @@ from icecore_api.manifests import check_manifest, read_manifest
 from icecore_api.queries.artifacts import Artifacts, Found, version_answer
 from icecore_api.queries.registry import last_end, parts_under_way
 from icecore_api.registry_models import BundleCommit, PartAnswer, PartCommit, Words
-from icecore_api.routes.artifacts import ArtifactPath, OfArtifact, check_alias, check_words
+from icecore_api.routes.artifacts import ArtifactPath, OfArtifact, check_aliases, check_words
 from icecore_api.routes.registry import named_version
 from icecore_api.routing import Router, principal
 
@@ -165,8 +165,7 @@ def _check(body: Words) -> None:
     if not body.type:
         raise Invalid("expected an artifact's type, got none", hint='say what it is: "model", "dataset", …')
     check_words(body.tags, body.metadata, body.description)
-    for alias in body.aliases:
-        check_alias(alias)
+    check_aliases(body.aliases)
     if body.run:
         split_run_path(body.run)
 

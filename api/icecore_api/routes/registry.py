@@ -50,7 +50,7 @@ from icecore_api.registry_models import (
     PromotionState,
     RollBack,
 )
-from icecore_api.routes.artifacts import TEXT_BYTES_MOST, ArtifactPath, OfArtifact, check_alias
+from icecore_api.routes.artifacts import TEXT_BYTES_MOST, ArtifactPath, OfArtifact, check_alias, check_aliases
 from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.artifact_rows import LATEST
@@ -195,8 +195,7 @@ def _parsed(checks: dict[str, list[str]] | None) -> dict[str, list[Check]] | Non
 async def link(request: Request, at: OfArtifact, context: Process) -> Response:
     """Put a version of another artifact into a collection, without copying a byte."""
     body = await read_body(request, Link)
-    for alias in body.aliases:
-        check_alias(alias)
+    check_aliases(body.aliases)
     source = await _look(context, lambda reading: _named(reading, body.source))
     event = ArtifactLinked(
         artifact=at.path,
