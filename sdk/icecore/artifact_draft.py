@@ -116,16 +116,15 @@ class Draft:
         """Add a file that stays where it is: `file://`, `http://`, `https://`, `s3://` or `gs://`.
 
         Args:
-            uri: where it is; a local folder means all files below it.
+            uri: where it is; a local folder or a bucket's prefix means all files below it.
             name: its path in the artifact; by default the URI's last part.
             checksum: whether to find out what the bytes are now; or a text that says what they are.
-            max_objects: accepted for scripts that give it.
+            max_objects: the most that are added where a bucket's prefix is meant; by default 10,000.
 
         Raises:
             UsageError: nothing answers there.
         """
-        del max_objects
-        found = look_at(os.fspath(uri), name, checksum)
+        found = look_at(os.fspath(uri), name, checksum, max_objects)
         for path, entry in found.items():
             self._put(path, entry, entry.ref)
         return list(found.values())

@@ -18,14 +18,15 @@ _HEX: Final = 64
 _WITHOUT: Final = "download(allow_missing_references=True) leaves it out"
 
 
-def look_at(uri: str, name: str | None, checksum: bool | str) -> dict[str, Entry]:
-    """The entries of a reference: one, or one a file where a local folder is meant.
+def look_at(uri: str, name: str | None, checksum: bool | str, max_objects: int | None = None) -> dict[str, Entry]:
+    """The entries of a reference: one, or one a file where a local folder or a bucket's prefix is meant.
 
     Args:
         uri: `file://`, `http://`, `https://`, `s3://` or `gs://`.
         name: the path in the artifact; by default the URI's last part.
-        checksum: True finds out what the bytes are (a file's SHA-256, a web server's ETag); False takes the URI's
-            word; a text is what you know of them.
+        checksum: True finds out what the bytes are (a file's SHA-256, a web server's or bucket's ETag); False takes
+            the URI's word; a text is what you know of them.
+        max_objects: below a bucket's prefix; by default `OBJECTS_MOST`.
 
     Raises:
         UsageError: it is no such URI, or nothing answers there.
@@ -45,6 +46,10 @@ def look_at(uri: str, name: str | None, checksum: bool | str) -> dict[str, Entry
         return _local(uri, path, checksum=checksum, named=name is not None)
     if parts.scheme in {"http", "https"} and checksum:
         return {path: _on_the_web(uri)}
+    if checksum:
+        from icecore.bucket_references import in_a_bucket
+
+        return in_a_bucket(uri, path, named=name is not None, most=max_objects)
     return {path: Entry("", None, uri)}
 
 
