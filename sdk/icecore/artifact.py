@@ -121,6 +121,7 @@ class Artifact(Linked):
                     self._take(home.commit(where, entries, sources, words, progress))
             finally:
                 sources.clear()
+                self._held.clear()
                 HOLDING.let_go(held)
             self._clear()
 
@@ -149,6 +150,7 @@ class Artifact(Linked):
         address, whose = other_route("parts", at, distributed_id), "/".join(run)
         entries = dict(self._listed())
         if entries or finish is None:
+            plainly(manifest.check_tree, entries.keys())
             home.commit(at, entries, dict(self._sources), {"run": whose}, Progress(), address)
         self._clear()
         if finish is not None:

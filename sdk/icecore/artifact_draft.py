@@ -13,7 +13,7 @@ from icecore import manifest
 from icecore.artifact_home import Home
 from icecore.collecting import collecting_later
 from icecore.errors import Invalid, UsageError
-from icecore.hashing import LocalFile, hash_files, scan
+from icecore.hashing import Held, LocalFile, hash_files, scan
 from icecore.manifest import EMPTY_DIGEST, Entry, PathChecker
 from icecore.references import look_at
 from icecore.settings import Settings
@@ -49,6 +49,7 @@ class Draft:
         self._sources: dict[str, Source] = {}
         self._origins: dict[str, str] = {}
         self._checker = PathChecker()
+        self._held = Held()
         self._staging: tempfile.TemporaryDirectory[str] | None = None
 
     def _here(self) -> Home:
@@ -104,7 +105,7 @@ class Draft:
         prefix = f"{name.strip('/')}/" if name and name.strip("/") else ""
         with collecting_later():
             found = scan(root)
-            files = hash_files([where for _, where in found.files], self._here().stats, root)
+            files = hash_files([where for _, where in found.files], self._here().stats, root, self._held)
             plainly(self._add_all, prefix, zip(found.files, files, strict=True))
         for folder in found.empty_folders:
             self._put(f"{prefix}{folder}", Entry(EMPTY_DIGEST, 0), folder)
@@ -208,7 +209,7 @@ class Draft:
         self._open_to_changes()
         entries, origins, sources, check = self._listed(), self._origins, self._sources, self._checker.check
         for (inside, _), file in files:
-            where, stamp, digest = file
+            where, stamp, digest, _, _ = file
             path = prefix + inside
             if path in entries or not path.isascii():
                 self._add(path, file)

@@ -82,7 +82,7 @@ class Home:
         Returns:
             The version as the server tells it.
         """
-        data = encode(entries)
+        data = encode(entries, checked=True)  # path by path when they were added; and the server checks them all
         digest = digest_of(data)
         everything = {**sources, digest: Source(digest, len(data), data=data)}
         body = {**words, "manifest": digest}
@@ -95,8 +95,8 @@ class Home:
             lacking = [str(found) for found in error.facts.get("missing", ())]
             if not lacking or not everything.keys() >= set(lacking):
                 raise
-        upload(self.blobs, everything, progress)
-        send(self.blobs, [everything[found] for found in lacking], Progress())
+        absent = self.blobs.missing(everything).union(lacking)
+        send(self.blobs, [everything[found] for found in absent], progress)
         return dict(self.client.ask("POST", address or name.route, body=body))
 
     def version(self, name: Name) -> dict[str, Any]:

@@ -16,8 +16,36 @@ from icecore.target import STAGING
 from icecore.transfer import parallel
 
 _BATCH: Final = 256
+_HELD_MOST: Final = 128 << 20
+_HELD_FILE: Final = 256 * 1024
 _CHUNK: Final = 1 << 20
 _HASHERS: Final = min(os.cpu_count() or 1, 8)
+
+
+class Held:
+    """Bytes of small files as they were hashed, within a bound, so that sending them need not read them again.
+
+    Args:
+        most: bytes in all.
+    """
+
+    def __init__(self, most: int = _HELD_MOST) -> None:
+        self._left = most
+        self._data: dict[str, bytes] = {}
+
+    def keep(self, digest: str, data: bytes) -> None:
+        """Keep a file's bytes, where there is room."""
+        if len(data) <= min(self._left, _HELD_FILE):
+            self._left -= len(data)  # threads may take a file or two more than there is room for
+            self._data[digest] = data
+
+    def take(self, digest: str) -> bytes | None:
+        """The bytes of a digest, which are let go of; None where they are not here."""
+        return self._data.pop(digest, None)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._data.clear()
 
 
 class LocalFile(NamedTuple):
@@ -27,6 +55,10 @@ class LocalFile(NamedTuple):
     """Absolute, without links."""
     stamp: Stamp
     digest: str
+    seen: bool = False
+    """Whether it was hashed before and has not changed since: whoever it was sent to then is likely to have it."""
+    held: Held | None = None
+    """Where its bytes may be still."""
 
     def read_part(self, start: int, size: int) -> bytes:
         """`size` of its bytes, from `start`; whether they are those that were hashed is the caller's to check.
@@ -124,13 +156,14 @@ def _text(name: str, folder: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def hash_files(paths: Sequence[str], cache: StatCache, folder: str) -> list[LocalFile]:
+def hash_files(paths: Sequence[str], cache: StatCache, folder: str, held: Held | None = None) -> list[LocalFile]:
     """The digests of files, in the order given; files that have not changed since are not read.
 
     Args:
         paths: absolute paths, below `folder` or equal to it.
         cache: what is known from before, and is told what is found.
         folder: which part of the cache is looked at.
+        held: keeps the bytes of small ones that are read.
 
     Raises:
         UsageError: something is no file, cannot be read, or changes meanwhile.
@@ -149,11 +182,18 @@ def hash_files(paths: Sequence[str], cache: StatCache, folder: str) -> list[Loca
 
     def work(batch: Sequence[int]) -> None:
         for number in batch:
-            files[number] = file = _hashed(paths[number])
+            path = paths[number]
+            try:
+                stamp, digest, data = _read(path)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            if held is not None and data:
+                held.keep(digest, data)
+            files[number] = file = LocalFile(path, stamp, digest, held=held)
             fresh.append(file)
 
     parallel(work, (changed[start : start + _BATCH] for start in range(0, len(changed), _BATCH)), _HASHERS)
-    cache.remember(fresh)
+    cache.remember(file[:3] for file in fresh)
     return cast("list[LocalFile]", files)
 
 
@@ -164,16 +204,9 @@ def _unchanged(path: str, row: Known) -> LocalFile | None:
     except OSError as error:
         raise _unreadable(path, error) from error
     _, size, mtime, ctime, inode, digest = row
-    if (found.st_mtime_ns, found.st_size, found.st_ctime_ns) != (mtime, size, ctime):
+    if (found.st_mtime_ns, found.st_size, found.st_ctime_ns) != (mtime, size, ctime) or inode_of(found) != inode:
         return None
-    return LocalFile(path, Stamp(size, mtime, ctime, inode), digest.hex()) if inode_of(found) == inode else None
-
-
-def _hashed(path: str) -> LocalFile:
-    try:
-        return LocalFile(path, *hash_file(path))
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    return LocalFile(path, Stamp(size, mtime, ctime, inode), digest.hex(), seen=True)
 
 
 def _unreadable(path: str, error: OSError) -> UsageError:
@@ -187,16 +220,24 @@ def hash_file(path: str) -> tuple[Stamp, str]:
         UsageError: it is no file, or changes while it is read.
         OSError: it cannot be read.
     """
+    return _read(path)[:2]
+
+
+def _read(path: str) -> tuple[Stamp, str, bytes]:
+    """As `hash_file`, with its bytes where it is small."""
     # a pipe without a writer must not hold us up
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise UsageError(f"expected a file at {path}, got a {_kind(before.st_mode)}")
-        digest = hash_descriptor(descriptor, before.st_size)
-        if before.st_size > _CHUNK and Stamp.of(os.fstat(descriptor)) != Stamp.of(before):
+        size = before.st_size
+        if size <= _HELD_FILE and len(data := os.pread(descriptor, size, 0)) == size:
+            return Stamp.of(before), hashlib.sha256(data).hexdigest(), data
+        digest = hash_descriptor(descriptor, size)
+        if size > _CHUNK and Stamp.of(os.fstat(descriptor)) != Stamp.of(before):
             raise UsageError(f"expected {path} to stay as it is while it is read, got changes to it")
-        return Stamp.of(before), digest
+        return Stamp.of(before), digest, b""
     finally:
         os.close(descriptor)
 

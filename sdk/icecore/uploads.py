@@ -15,6 +15,7 @@ from icecore.transfer import PACK_BLOBS, PACK_BYTES, PACKED_MOST, PART_BYTES, Bl
 
 _PARTS_MOST: Final = 9_000
 """Below what servers and S3 take."""
+_ASKED_OF_SEEN: Final = 1_000
 _HELD_FILES: Final = 64
 _HELD_BYTES: Final = 64 << 20
 """What memory is for, of all uploads of a process: checkpoints that the next one will be written over."""
@@ -44,6 +45,10 @@ class Source(NamedTuple):
 
     def whole(self) -> bytes:
         """All bytes, checked."""
+        if self.file is not None and self.file.held is not None and not self.data:
+            kept = self.file.held.take(self.digest)
+            if kept is not None:
+                return kept
         data = self.part(0, self.size)
         if self.file is not None and hashlib.sha256(data).hexdigest() != self.digest:
             raise self.file.changed("other bytes")
@@ -98,11 +103,20 @@ class _Large:
 def upload(client: BlobClient, sources: Mapping[str, Source], progress: Progress) -> int:
     """Send the blobs that the server lacks, several at once; how many bytes those were.
 
+    Of files that were hashed before it is asked about some: where it has those, it is taken to have the others. Whoever
+    makes a version of them is told of what is not there.
+
     Raises:
         UsageError: a file is not what it was when it was hashed; the server keeps none of it.
         IcecoreError: the server refused or stayed away.
     """
-    return send(client, [sources[digest] for digest in client.missing(sources)], progress)
+    seen = [digest for digest, source in sources.items() if source.file is not None and source.file.seen]
+    asked = seen[:_ASKED_OF_SEEN]
+    skipped = frozenset(seen[_ASKED_OF_SEEN:])
+    absent = client.missing([digest for digest in sources if digest not in skipped] if skipped else sources)
+    if skipped and not absent.isdisjoint(asked):
+        absent |= client.missing(skipped)
+    return send(client, [sources[digest] for digest in absent], progress)
 
 
 def send(client: BlobClient, sources: Iterable[Source], progress: Progress) -> int:

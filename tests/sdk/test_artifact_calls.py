@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,12 @@ import pytest
 import icecore
 from artifact_server import ArtifactServer
 from icecore.artifact import Artifact
+from icecore.artifact_home import Home
 from icecore.errors import UsageError
 from icecore.hashing import LocalFile
 from icecore.run import Run
-from icecore.stat_cache import Stamp
+from icecore.settings import Settings
+from icecore.stat_cache import Stamp, StatCache
 from icecore.uploads import Holding, Source
 
 
@@ -69,6 +74,43 @@ def test_memory_for_what_is_to_be_sent_is_bounded(tmp_path: Path) -> None:
         second[digest].whole()
     holding.let_go(7)
     assert holding.hold(second) == 7
+
+
+def hashed_long_ago(paths: list[Path]) -> None:
+    """As if these files had been hashed when they had been left alone for long."""
+    where = Home(Settings.load()).settings.artifact_cache / "stat.db"
+    cache = StatCache(where)
+    old = Stamp(0, 1, 1, 0)
+    cache.remember((str(path), old, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
+    with closing(sqlite3.connect(where)) as db, db:
+        rows = [(*Stamp.of(path.stat()), os.fsencode(path)) for path in paths]
+        db.executemany("UPDATE files SET size = ?, mtime = ?, ctime = ?, inode = ? WHERE path = ?", rows)
+
+
+@pytest.mark.parametrize("lacks", ["none", "one", "all"])
+def test_files_hashed_before_are_sent_only_where_the_server_lacks_them(
+    run: Run, artifacts: ArtifactServer, lacks: str
+) -> None:
+    """It is asked about some of them; one that is not there in spite of that is sent once the commit names it."""
+    folder = Path("many").resolve()
+    folder.mkdir()
+    paths = [folder / f"{number}" for number in range(1500)]
+    contents = {path: b"content of %s" % path.name.encode() for path in paths}
+    for path, content in contents.items():
+        path.write_bytes(content)
+        if lacks != "all":
+            artifacts.keep(content)
+    hashed_long_ago(paths)
+    if lacks == "one":
+        # the last one that a look into the folder finds is among those that are not asked about
+        artifacts.blobs.pop(hashlib.sha256(contents[list(folder.iterdir())[-1]]).hexdigest())
+    artifact = Artifact("many", type="dataset")
+    artifact.add_dir(folder)
+
+    assert run.log_artifact(artifact).wait().version == "v0"
+    assert {hashlib.sha256(content).hexdigest() for content in contents.values()} <= artifacts.blobs.keys()
+    asked = artifacts.sent("POST blobs/missing") // 67
+    assert (1000 <= asked < 1100) if lacks == "none" else asked >= 1500
 
 
 def test_functions_of_the_package_speak_of_the_current_run(run: Run, artifacts: ArtifactServer) -> None:
