@@ -163,6 +163,20 @@ class PartCommit(Command):
     run: str = ""
 
 
+class PartListed(Answer):
+    """A part that waits for the end."""
+
+    manifest: str
+    run: str
+
+
+class PartsAnswer(Answer):
+    """The parts of a version that nobody has finished."""
+
+    distributed_id: str
+    parts: list[PartListed]
+
+
 class PartAnswer(Answer):
     """A part that was noted."""
 

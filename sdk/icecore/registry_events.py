@@ -141,6 +141,16 @@ class PartLogged(ArtifactEvent, frozen=True, kw_only=True):
     run: str = ""
 
 
+@event("artifact.part_withdrawn", 1, LEDGER, from_clients=False)
+class PartWithdrawn(ArtifactEvent, frozen=True, kw_only=True):
+    """A part is taken back before the version is made; sent again it counts again."""
+
+    distributed_id: str
+    digest: str
+    """Hex SHA-256 of the part's manifest."""
+    reason: str = ""
+
+
 @event("artifact.parts_finished", 1, LEDGER, from_clients=False)
 class PartsFinished(ArtifactEvent, frozen=True, kw_only=True):
     """The parts logged so far became a version; later ones begin the next."""

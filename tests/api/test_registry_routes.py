@@ -13,6 +13,8 @@ import httpx
 from applications import PROJECT, Application, application, logged, started
 from icecore import manifest
 from icecore.manifest import Entry, decode_whole
+from icecore_api.manifests import read_manifest
+from icecore_api.retention.planning import _PARTS
 from icecore_ingest.identity import new_key
 
 NET: Final = f"{PROJECT}/net"
@@ -277,7 +279,7 @@ def test_several_writers_make_one_version(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_path_are_a_conflict(tmp_path: Path) -> None:
-    """Other bytes at one path are refused when they are finished, naming both writers; nothing is made."""
+    """Other bytes at one path are refused, naming both writers, until one of the parts is taken back."""
 
     async def work() -> None:
         async with application(tmp_path) as app:
@@ -288,6 +290,21 @@ def test_two_writers_of_one_path_are_a_conflict(tmp_path: Path) -> None:
             refused = await ask(app, "POST", f"{at}/finish", {"type": "dataset"}, status=409)
             assert all(f"{PROJECT}/r{n}" in refused["error"]["message"] for n in (0, 1))
             await ask(app, "GET", f"artifacts/{PROJECT}/big/latest", status=404)
+            listed = await ask(app, "GET", at)
+            assert [part["run"] for part in listed["parts"]] == [f"{PROJECT}/r0", f"{PROJECT}/r1"]
+            wrong, kept = (part["manifest"] for part in listed["parts"])
+            left = await ask(app, "DELETE", at, part=wrong, reason="an old run")
+            assert (left["manifest"], left["parts"]) == (wrong, 1)
+            await ask(app, "DELETE", at, part=wrong, status=404)
+            with app.store.reading() as con:
+                unfinished = con.execute(_PARTS, {"since": 0}).fetchall()
+            assert unfinished == [(kept,)]
+            await ask(app, "POST", at, {"manifest": wrong})
+            await ask(app, "DELETE", at, part=wrong)
+            made = await ask(app, "POST", f"{at}/finish", {"type": "dataset"})
+            assert list(await read_manifest(app.context.blobs, made["digest"])) == ["same.bin"]
+            assert (await ask(app, "GET", at))["parts"] == []
+            await ask(app, "DELETE", at, part=kept, status=404)
             bad = {"manifest": "0" * 64}
             await ask(app, "POST", at, bad, status=422)
 

@@ -233,7 +233,7 @@ class UnderWay(NamedTuple):
 
 
 def parts_under_way(cursor: duckdb.DuckDBPyConnection, path: str, distributed_id: str) -> UnderWay:
-    """The parts that were sent since the last end."""
+    """The parts that were sent since the last end, and not taken back since."""
     number = artifact_number(path)
     asked = {"artifact": number, "id": distributed_id}
     ended = cursor.execute(
@@ -243,7 +243,8 @@ def parts_under_way(cursor: duckdb.DuckDBPyConnection, path: str, distributed_id
     since = ended[0] if ended and ended[0] is not None else 0
     rows = cursor.execute(
         "SELECT digest, arg_max(run, off), max(off) FROM draft_parts WHERE artifact = $artifact "
-        "AND distributed_id = $id AND kind = 'part' AND off >= $since GROUP BY digest ORDER BY min(off)",
+        "AND distributed_id = $id AND kind IN ('part', 'withdrawn') AND off >= $since GROUP BY digest "
+        "HAVING arg_max(kind, off) = 'part' ORDER BY min(off)",
         {**asked, "since": since},
     ).fetchall()
     return UnderWay([(digest, run) for digest, run, _ in rows], max((off + 1 for _, _, off in rows), default=0))

@@ -40,8 +40,11 @@ _PARTS: Final = """
 WITH ends AS (
     SELECT artifact, distributed_id, max(upto) AS upto FROM draft_parts WHERE kind = 'finished' GROUP BY ALL
 )
-SELECT DISTINCT p.digest FROM draft_parts p LEFT JOIN ends USING (artifact, distributed_id)
-WHERE p.kind = 'part' AND p.off >= coalesce(ends.upto, 0) AND p.ts >= $since
+SELECT DISTINCT digest FROM (
+    SELECT p.digest FROM draft_parts p LEFT JOIN ends USING (artifact, distributed_id)
+    WHERE p.kind IN ('part', 'withdrawn') AND p.off >= coalesce(ends.upto, 0) AND p.ts >= $since
+    GROUP BY artifact, distributed_id, p.digest HAVING arg_max(p.kind, p.off) = 'part'
+)
 """
 
 

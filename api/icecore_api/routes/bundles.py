@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Final, TypeVar
 
-from fastapi import Path, Request
+from fastapi import Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -16,16 +16,16 @@ from icecore.errors import Conflict, Invalid, NotFound
 from icecore.events import Event, check_name, check_path_part, split_run_path
 from icecore.manifest import EMPTY_DIGEST, Entry, Pinned
 from icecore.position import Token
-from icecore.registry_events import PartLogged, PartsFinished
+from icecore.registry_events import PartLogged, PartsFinished, PartWithdrawn
 from icecore_api.answers import Json
 from icecore_api.artifact_models import VersionAnswer
 from icecore_api.blobs.store import BlobStore
 from icecore_api.context import Context
-from icecore_api.deps import Process, Reading, body_schema, read_body, reading_now
+from icecore_api.deps import Process, Read, Reading, body_schema, read_body, reading_now
 from icecore_api.manifests import check_manifest, read_manifest
 from icecore_api.queries.artifacts import Artifacts, Found, version_answer
 from icecore_api.queries.registry import last_end, parts_under_way
-from icecore_api.registry_models import BundleCommit, PartAnswer, PartCommit, Words
+from icecore_api.registry_models import BundleCommit, PartAnswer, PartCommit, PartsAnswer, Words
 from icecore_api.routes.artifacts import ArtifactPath, OfArtifact, check_aliases, check_words
 from icecore_api.routes.registry import named_version
 from icecore_api.routing import Router, principal
@@ -110,6 +110,42 @@ async def log_part(request: Request, at: OfArtifact, distributed_id: OfDraft, co
     return Json(answer, position=token)
 
 
+@router.on("GET", "/parts/{entity}/{project}/{name}/{distributed_id}", permission="artifact:read", answer=PartsAnswer)
+def list_parts(at: OfArtifact, distributed_id: OfDraft, reading: Read) -> Response:
+    """The parts that were noted and are in no version yet, in the order they came."""
+    check_path_part("a distributed id", distributed_id)
+    found = parts_under_way(reading.cursor, at.path, distributed_id)
+    parts = [{"manifest": digest, "run": run} for digest, run in found.parts]
+    return Json({"distributed_id": distributed_id, "parts": parts}, position=reading.position)
+
+
+@router.on(
+    "DELETE", "/parts/{entity}/{project}/{name}/{distributed_id}", permission="artifact:write", answer=PartAnswer,
+    errors=[404, 409],
+)  # fmt: skip
+async def withdraw_part(
+    request: Request,
+    at: OfArtifact,
+    distributed_id: OfDraft,
+    context: Process,
+    part: Annotated[str, Query(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part's manifest")],
+    reason: Annotated[str, Query(max_length=4096)] = "",
+) -> Response:
+    """Take a part back that is in no version yet; sent again it counts again."""
+    check_path_part("a distributed id", distributed_id)
+    check_name("a reason", reason, "text_value_bytes")
+    before = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
+    if part not in {digest for digest, _ in before.parts}:
+        raise NotFound(
+            f"no such part: expected {part} among those of {at.path} under {distributed_id!r}, found none",
+            hint=f"icecore artifact parts {at.path} {distributed_id}",
+        )
+    event = PartWithdrawn(artifact=at.path, distributed_id=distributed_id, digest=part, reason=reason)
+    token = await _submit(request, event)
+    now = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
+    return Json({"distributed_id": distributed_id, "manifest": part, "parts": len(now.parts)}, position=token)
+
+
 @router.on(
     "POST", "/parts/{entity}/{project}/{name}/{distributed_id}/finish", permission="artifact:write",
     answer=VersionAnswer, errors=[404, 409, 413], extra=body_schema(Words),
@@ -150,7 +186,8 @@ async def _merged(blobs: BlobStore, parts: list[tuple[str, str]]) -> dict[str, E
                 raise Conflict(
                     f"expected one file for {path!r}, got {known.digest[:12]} of {origins[path]} "
                     f"and {entry.digest[:12]} of {origin}",
-                    hint="let each writer have folders or names of its own",
+                    hint="`icecore artifact parts NAME ID --withdraw PART` takes one back; "
+                    "or let each writer have folders or names of its own",
                     path=path,
                 )
             origins.setdefault(path, origin)

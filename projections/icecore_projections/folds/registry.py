@@ -9,7 +9,7 @@ and `version` the source's. The parts of a bundle are stored the same way: kind 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from icecore.registry_events import (
     CollectionSet,
     PartLogged,
     PartsFinished,
+    PartWithdrawn,
     PromotionApplied,
 )
 from icecore.retention_events import ArtifactExpired
@@ -41,6 +42,7 @@ HANDLED: Final = (
     ArtifactUnlinked,
     CollectionSet,
     PartLogged,
+    PartWithdrawn,
     PartsFinished,
 )
 """The events that are applied here."""
@@ -105,7 +107,7 @@ def apply(work: Work, applied: Applied, event: ArtifactEvent) -> None:
         _unlink(work, applied, event)
     elif isinstance(event, CollectionSet):
         _set(work, applied, event)
-    elif isinstance(event, PartLogged | PartsFinished):
+    elif isinstance(event, PartLogged | PartWithdrawn | PartsFinished):
         _draft(work, applied, event)
 
 
@@ -353,16 +355,21 @@ def check_stage(collection: Collection, alias: str) -> None:
 
 # ---------------------------------------------------------------------------------- versions of several writers
 
+_DRAFTS: Final[Mapping[type, Literal["part", "withdrawn", "finished"]]] = {
+    PartLogged: "part",
+    PartWithdrawn: "withdrawn",
+    PartsFinished: "finished",
+}
 
-def _draft(work: Work, applied: Applied, event: PartLogged | PartsFinished) -> None:
-    ended = isinstance(event, PartsFinished)
-    if ended and work.known(event.artifact, event.digest) is None:
+
+def _draft(work: Work, applied: Applied, event: PartLogged | PartWithdrawn | PartsFinished) -> None:
+    if isinstance(event, PartsFinished) and work.known(event.artifact, event.digest) is None:
         raise Refused(f"no such version: expected {event.digest} in {event.artifact!r}, found none")
     work.changes.drafts.append(
         DraftPart(
             event.artifact,
             event.distributed_id,
-            "finished" if ended else "part",
+            _DRAFTS[type(event)],
             event.digest,
             event.upto if isinstance(event, PartsFinished) else None,
             event.run if isinstance(event, PartLogged) else "",

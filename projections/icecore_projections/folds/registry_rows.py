@@ -77,11 +77,11 @@ class PromotionStep(NamedTuple):
 
 
 class DraftPart(NamedTuple):
-    """A part of a version that several processes put together, or the end of it."""
+    """A part of a version that several processes put together, that it was taken back, or the end of it."""
 
     artifact: str
     distributed_id: str
-    kind: Literal["part", "finished"]
+    kind: Literal["part", "withdrawn", "finished"]
     digest: str
     """Of the part's manifest, or of the whole."""
     upto: int | None

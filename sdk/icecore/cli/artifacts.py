@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from icecore.api import Api
-from icecore.artifact_names import Name, parse_name
+from icecore.artifact_names import Name, other_route, parse_name
 from icecore.cli.lineage import diff, impact, lineage
 from icecore.cli.output import examples, json_option, print_json, say, shown, table, terminal
 from icecore.cli.retention import amount, delete, life_of, protect, restore, ttl
@@ -140,6 +140,37 @@ def _shortened(metadata: dict[str, Any]) -> str:
     """What a line has room for."""
     text = shown(metadata) if metadata else ""
     return text if len(text) <= _WIDE else f"{text[: _WIDE - 1]}…"
+
+
+@artifact.command(
+    epilog=examples(
+        "icecore artifact parts team/nlp/corpus epoch-5",
+        "icecore artifact parts corpus epoch-5 --withdraw 3f2a9c0d1e4b",
+    )
+)
+@click.argument("name", metavar="[[ENTITY/]PROJECT/]NAME")
+@click.argument("distributed_id")
+@click.option("--withdraw", default="", metavar="PART", help="Take a part back: the beginning of its digest is enough.")
+@click.option("--reason", default="", help="Why; kept for ever.")
+@json_option
+def parts(name: str, distributed_id: str, withdraw: str, reason: str, as_json: bool) -> None:
+    """List the parts that several writers sent of a version which nobody has finished, or take one back."""
+    api = Api()
+    at = _name(api, name)
+    route = other_route("parts", at, distributed_id)
+    found = api.client.ask("GET", route)
+    if withdraw:
+        meant = [one["manifest"] for one in found["parts"] if one["manifest"].startswith(withdraw)]
+        if len(meant) != 1:
+            kind = NotFound if not meant else UsageError
+            raise kind(f"expected the beginning of one part's digest, got {withdraw!r}, which is that of {len(meant)}")
+        found = api.client.ask("DELETE", route, query={"part": meant[0], "reason": reason or None})
+    if as_json:
+        print_json(found)
+    elif withdraw:
+        say(f"{found['manifest']} is taken back; {found['parts']} parts are left")
+    else:
+        terminal().print(table(["part", "run"], [[one["manifest"], one["run"]] for one in found["parts"]]))
 
 
 for _command in (lineage, diff, impact, ttl, protect, delete, restore):
