@@ -52,11 +52,6 @@ class Principal(Protocol):
         """The id of the key or session that was used."""
         ...
 
-    @property
-    def role(self) -> str:
-        """What the user may: `owner` may everything."""
-        ...
-
 
 class Key(Protocol):
     """An API key (`icecore_ingest.identity.Key`)."""

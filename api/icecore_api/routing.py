@@ -189,7 +189,7 @@ def allow(who: Principal, permission: Permission) -> None:
         Forbidden: they may not.
     """
     allowed = cast("Collection[str]", getattr(who, "permissions", PERMISSIONS))
-    if permission not in allowed or (permission in OWNERS and who.role != "owner"):
+    if permission not in allowed or (permission in OWNERS and getattr(who, "role", "") != "owner"):
         raise Forbidden(f"expected a caller with {permission!r}, {who.user!r} does not have it")
 
 
