@@ -38,7 +38,7 @@ from icecore_api.blobs.opening import open_blobs
 from icecore_api.context import CRASHED_AFTER_S, Context
 from icecore_api.read_only import ReadOnlyLog, ReadOnlyOperations, ReadOnlyStore, as_of, open_store, refusal
 from icecore_api.replaying import read_note
-from icecore_api.serve import processes
+from icecore_api.serve import forgo_pandas, processes
 from icecore_api.supervise import LOGIN_LINK_MS, Child, FirstWords, Lock, Plan, Supervisor, bind, log_of, prepare
 from icecore_ingest.gateway import EVENTS_PATH
 from icecore_ingest.identities import OWNER, Identities, system_records
@@ -245,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after = float(os.environ.get("ICECORE_CRASHED_AFTER", CRASHED_AFTER_S))
     try:
         journal.begin("store")
+        forgo_pandas()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(given.data, listener, hosts, after))
     except IcecoreError as error:
