@@ -29,11 +29,13 @@ from icecore.position import METRICS, Place, Position, Token
 
 _SOAK = os.environ.get("ICECORE_SOAK_ROUNDS", "")
 ROUNDS = int(_SOAK or "25")
-CLUSTER_ROUNDS = int(_SOAK or "10")
+CLUSTER_ROUNDS = int(_SOAK or "20")
 """Of each fault of a cluster, whose processes take their time to come back."""
 _SEED = os.environ.get("ICECORE_TEST_SEED", "")
 ACKNOWLEDGED_S = 180.0
 """An event that is not acknowledged by then never will be."""
+AGAIN_S = 0.05
+"""A writer's pause before it sends again what was not acknowledged."""
 
 
 class Served(Protocol):
@@ -161,7 +163,7 @@ class Writer:
                 )
             except (urllib3.exceptions.HTTPError, OSError):
                 self._turn += 1
-                time.sleep(0.01)
+                time.sleep(AGAIN_S)
                 continue
             if answer.status == 200:
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
@@ -171,7 +173,7 @@ class Writer:
             assert answer.status in {429, 502, 503}, answer.data
             self.refusals[answer.status] += 1
             self._turn += 1
-            time.sleep(0.02)
+            time.sleep(AGAIN_S)
         raise AssertionError(f"expected an acknowledgement within {ACKNOWLEDGED_S:.0f} s")
 
     def _address(self) -> str:
@@ -324,8 +326,8 @@ def get(server: Served, path: str, **headers: str) -> urllib3.BaseHTTPResponse:
     )
 
 
-def until(true: Callable[[], bool], what: str, within: float = 30.0) -> None:
-    """Wait for a condition.
+def until(true: Callable[[], bool], what: str, within: float = 30.0, every: float = 0.02) -> None:
+    """Wait for a condition, looking `every` so many seconds.
 
     Raises:
         AssertionError: it does not come true in time.
@@ -337,7 +339,7 @@ def until(true: Callable[[], bool], what: str, within: float = 30.0) -> None:
                 return
         except (urllib3.exceptions.HTTPError, OSError):
             pass
-        time.sleep(0.02)
+        time.sleep(every)
     raise AssertionError(f"expected {what} within {within:.0f} s")
 
 

@@ -24,6 +24,8 @@ CUTS: tuple[Cut, ...] = ("silent", "deaf", "mute", "reset")
 ELSE = "client"
 """The name of whoever is no process of the topology: writers and clients."""
 PIECE = 1 << 16
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+"""Of one connection."""
 
 
 @dataclass
@@ -144,6 +146,16 @@ class Lines:
         return int(server.sockets[0].getsockname()[1])
 
     async def _carry(self, line: Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # the other end first: clients of a dead process try again and again, and who they are takes a look at /proc
+        there, back = await asyncio.open_connection("127.0.0.1", line.upstream, limit=PIECE)
+        try:
+            await self._join(line, (reader, writer), (there, back))
+        finally:
+            back.transport.abort()
+
+    async def _join(self, line: Line, one: Ends, other: Ends) -> None:
+        """Carry between two connections what the weather between their processes lets through."""
+        (reader, writer), (there, back) = one, other
         port = writer.get_extra_info("peername")[1]
         source = await asyncio.to_thread(whose, port, self._owners())
         weather = self._between(source, line.to)
@@ -151,20 +163,16 @@ class Lines:
         self._open[writer] = (source, line.to)
         if weather.cut == "reset":
             return
-        there, back = await asyncio.open_connection("127.0.0.1", line.upstream, limit=PIECE)
+        pumps = [
+            asyncio.create_task(_pump(reader, back, weather, answer=False)),
+            asyncio.create_task(_pump(there, writer, weather, answer=True)),
+        ]
         try:
-            pumps = [
-                asyncio.create_task(_pump(reader, back, weather, answer=False)),
-                asyncio.create_task(_pump(there, writer, weather, answer=True)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            back.transport.abort()
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: Weather, *, answer: bool) -> None:
@@ -192,7 +200,8 @@ def whose(port: int, owners: Mapping[str, int]) -> str:
     if not _TABLES[0].exists():
         return _whose_elsewhere(port, owners)
     end = f":{port:04X}"
-    rows = [line.split() for table in _TABLES for line in table.read_text("ascii").splitlines()[1:]]
+    lines = (line for table in _TABLES for line in table.read_text("ascii").splitlines())
+    rows = [line.split() for line in lines if end in line]  # the few with that number anywhere
     links = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(end)}
     for name, pid in owners.items():
         with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:

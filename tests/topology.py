@@ -38,7 +38,7 @@ HANGS_S = 120.0
 CHECKS_S = 1200.0
 """A command may read all that a long soak has written."""
 PARTITIONS = 4
-BROKER_SESSION_S = 6.0
+BROKER_SESSION_S = 4.0
 """After so long without a heartbeat a broker leads nothing."""
 _PORTS = range(12_000, 20_000)  # below those given to outgoing connections: a part comes back on its own port
 
@@ -204,7 +204,7 @@ class Topology:
             settings={
                 "controller.quorum.voters": voters,
                 "broker.session.timeout.ms": str(int(BROKER_SESSION_S * 1000)),
-                "broker.heartbeat.interval.ms": "1500",  # also how long a heartbeat may take on a busy machine
+                "broker.heartbeat.interval.ms": "1000",  # also how long a heartbeat may take on a busy machine
                 "group.min.session.timeout.ms": "1000",
                 "offsets.topic.num.partitions": "1",
             },

@@ -32,6 +32,10 @@ def test_a_paused_gateway_doubles_nothing(topology: Topology) -> None:
             work.settle()
 
 
+ASKED_S = 0.3
+"""How often a coordinator is asked: each time it takes a client of its own."""
+
+
 def members(topology: Topology) -> int:
     """How many members the store's consumer group has, as its coordinator says."""
     group = (topology.folder / "store" / "data" / "run" / "group").read_text("ascii").strip()
@@ -63,9 +67,9 @@ def test_a_store_paused_beyond_its_session_folds_once(topology: Topology) -> Non
     """A store stopped until its group has given it up goes on where its file is; nobody else could have the file."""
     with drill(topology, "pause store") as work:
         for number, _ in enumerate(work.rounds()):
-            until(lambda: members(topology) == 1, "the store to be in its group", HANGS_S)
+            until(lambda: members(topology) == 1, "the store to be in its group", HANGS_S, ASKED_S)
             topology.store.pause()
-            until(lambda: members(topology) == 0, "the group to give the store up", HANGS_S)
+            until(lambda: members(topology) == 0, "the group to give the store up", HANGS_S, ASKED_S)
             if number % 5 == 0:
                 refused = second_store(topology)
                 assert refused.returncode == 2
@@ -94,14 +98,14 @@ def test_paused_processes_of_every_kind_lose_nothing(topology: Topology) -> None
     """The store is stopped beyond its session, and meanwhile a gateway and a broker for a while; each goes on, once."""
     with drill(topology, "pause each kind") as work:
         for number, chance in enumerate(work.rounds()):
-            until(lambda: members(topology) == 1, "the store to be in its group", HANGS_S)
+            until(lambda: members(topology) == 1, "the store to be in its group", HANGS_S, ASKED_S)
             topology.store.pause()
             gateway, broker = chance.choice(topology.gateways), chance.choice(topology.brokers.brokers)
             gateway.pause()
             broker.pause()
             time.sleep(chance.choice([0.2, 0.5, 1.0, BROKER_SESSION_S + 1.0]))
             broker.resume()
-            until(lambda: members(topology) == 0, "the group to give the store up", HANGS_S)
+            until(lambda: members(topology) == 0, "the group to give the store up", HANGS_S, ASKED_S)
             if number % 5 == 0:
                 refused = second_store(topology)
                 assert refused.returncode == 2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
+import queue
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from typing import Self
 
 import pytest
 
 from disks import Disk
-from drills import CLUSTER_ROUNDS, drill
+from drills import drill
 from faults_harness import get, until
 from topology import HANGS_S, Topology
 
@@ -67,7 +70,7 @@ def test_full_disks_lose_nothing(topology: Topology) -> None:
     store, disk = own_disk(topology.disks["store"]), own_disk(topology.disks["broker-3"])
     victim = topology.brokers.brokers[2]
     with drill(topology, "full disks") as work:
-        for _ in work.rounds(max(5, CLUSTER_ROUNDS // 4)):
+        for _ in work.rounds():
             store.fill()
             disk.fill()
             until(lambda: not victim.running, "Kafka to end a broker that cannot write", HANGS_S)
@@ -98,51 +101,99 @@ def test_clocks_that_jump_change_nothing(topology: Topology) -> None:
                 work.settle()
 
 
-_STRANGER = """
-import asyncio, sys
-from pathlib import Path
+_STRANGERS = """
+import asyncio, os, signal, sys
 from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_ingest.logs.opening import open_log
-from icecore_projections.faust_app import feeding
+from icecore_projections.faust_app import FoldingApp
+from icecore_projections.feed import Feed
 from icecore.position import Token
 
-async def main():
+async def join():
     log = await open_log(sys.argv[1], readonly=True)
-    async with feeding(KafkaSettings.parse(sys.argv[1]), sys.argv[2], log, Token, print) as feed:
-        print("joining", flush=True)
-        while await feed.wait(await feed.end(), 3600):
-            print("took", flush=True)  # partitions were given to us, and with them what they hold
+    app = FoldingApp(KafkaSettings.parse(sys.argv[1]), sys.argv[2])
+    app.attach(Feed(log), Token)
+    app.on_partitions_assigned.connect(took)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda: loop.create_task(app.stop()))  # leaves the group
+    print("joins", os.getpid(), flush=True)
+    await app.start()
+    await app.wait_until_stopped()
 
-asyncio.run(main())
+async def took(app, assigned, **_):
+    if assigned:
+        print("took", os.getpid(), flush=True)
+
+children = []
+for _ in sys.stdin:  # a line asks for one more; what takes long was imported before
+    if (pid := os.fork()) == 0:
+        asyncio.run(join())
+        os._exit(0)
+    children.append(pid)
+    print("made", pid, flush=True)
+for pid in children:
+    if os.waitpid(pid, os.WNOHANG) == (0, 0):
+        os.kill(pid, signal.SIGKILL)
 """
 
 
-@contextlib.contextmanager
-def stranger(topology: Topology) -> Iterator[subprocess.Popen[str]]:
-    """Another member of the store's consumer group, which takes partitions away and folds nothing."""
-    group = (topology.folder / "store" / "data" / "run" / "group").read_text("ascii").strip()
-    with subprocess.Popen(
-        [sys.executable, "-c", _STRANGER, topology.log, group],
-        env=dict(topology.store.env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+class Strangers:
+    """Other members of the store's consumer group, a process for each, that take partitions away and fold nothing."""
+
+    def __init__(self, topology: Topology) -> None:
+        group = (topology.folder / "store" / "data" / "run" / "group").read_text("ascii").strip()
+        with (topology.folder / "strangers.stderr").open("w", encoding="utf-8") as stderr:
+            self._nursery = subprocess.Popen(
+                [sys.executable, "-c", _STRANGERS, topology.log, group],
+                env=dict(topology.store.env),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        self._said: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.close()  # by which all that are left are killed
+        self._nursery.wait(HANGS_S)
+
+    def _listen(self) -> None:
+        assert self._nursery.stdout is not None
+        with self._nursery.stdout:
+            for line in self._nursery.stdout:
+                word, pid = line.split()
+                self._said.put((word, int(pid)))
+
+    def join(self) -> int:
+        """One more joins the group; returns its process id, once it has begun to."""
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.write("one more\n")
+        self._nursery.stdin.flush()
+        pid = self.hear("made")
+        return self.hear("joins", pid)
+
+    def hear(self, word: str, pid: int = 0) -> int:
+        """Wait until a stranger says something; returns who it was."""
+        deadline = time.monotonic() + HANGS_S
+        while True:
+            said, who = self._said.get(timeout=max(0.0, deadline - time.monotonic()))
+            if said == word and pid in {0, who}:
+                return who
 
 
 def test_a_storm_of_rebalances_loses_nothing(topology: Topology) -> None:
     """Members of the store's group join, take partitions and vanish, quickly: the store folds all, each event once."""
-    with drill(topology, "rebalance storm") as work:
+    with Strangers(topology) as strangers, drill(topology, "rebalance storm") as work:
         for chance in work.rounds():
-            with stranger(topology) as process:
-                assert process.stdout is not None
-                assert process.stdout.readline() == "joining\n"
-                if chance.random() < 0.5:
-                    assert process.stdout.readline() == "took\n"
-                time.sleep(chance.uniform(0.0, 0.5))
-                (process.kill if chance.random() < 0.5 else process.terminate)()
+            stranger = strangers.join()
+            if chance.random() < 0.5:
+                strangers.hear("took", stranger)
+                work.settle()
+            time.sleep(chance.uniform(0.0, 0.5))
+            os.kill(stranger, chance.choice([signal.SIGKILL, signal.SIGTERM]))
             work.settle()
