@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from servers import Server, running_server
 
 pytest_plugins = ("brokers", "s3_servers")
+
+settings.register_profile("icecore", deadline=None)  # a busy machine decides no test
+settings.load_profile("icecore")
 
 
 @pytest.fixture(scope="session", autouse=True)

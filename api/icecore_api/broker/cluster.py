@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
@@ -24,7 +25,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from icecore.errors import SettingsError, Unavailable
-from icecore_api.broker.jars import KAFKA_VERSION, fetch
+from icecore_api.broker.jars import KAFKA_VERSION, cache_folder, fetch
 from icecore_api.broker.java import find_java
 from icecore_api.broker.listeners import Listener
 from icecore_api.broker.process import STOP_S, Broker
@@ -35,6 +36,9 @@ _ASK_MS: Final = 5000
 # Below the range from which systems give ports to outgoing connections: a client that keeps trying a dead broker's
 # port from that range would one day be given the very port, connect to itself, and the broker could not come back.
 _PORTS: Final = range(20_000, 32_000)
+_reserving: Final = threading.Lock()
+_reserved: Final[set[int]] = set()
+_open: Final[list[int]] = []
 _T = TypeVar("_T")
 _OWN: Final = ("INTERNAL", "CONTROLLER")
 
@@ -248,7 +252,9 @@ def _free_port(wanted: int | None, taken: set[int]) -> int:
     """`wanted` if nobody has it, else another free port that is not in `taken`, to which it is added."""
     candidates = [wanted] if wanted else []
     for port in [*candidates, *random.sample(_PORTS, 500)]:
-        if port in taken and port != wanted:
+        if port != wanted and (port in taken or port in _reserved):
+            continue
+        if not _reserve(port):
             continue
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -256,6 +262,23 @@ def _free_port(wanted: int | None, taken: set[int]) -> int:
             taken.add(port)
             return port
     raise Unavailable(f"expected a free port in {_PORTS.start}-{_PORTS.stop}, found none", retry_after=1)
+
+
+def _reserve(port: int) -> bool:
+    """Keep a port from the brokers of other processes until this one ends, also while ours is down; False if taken."""
+    with _reserving:
+        if port not in _reserved:
+            if not _open:
+                path = cache_folder() / "lock.ports"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # closed by the end of the process alone: closing it once would let go of every port
+                _open.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            try:
+                fcntl.lockf(_open[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)  # byte n stands for port n
+            except OSError:
+                return False
+            _reserved.add(port)
+        return True
 
 
 def _settings(listeners: Mapping[str, Listener], ports: Sequence[Mapping[str, int]], durable: bool) -> dict[str, str]:
