@@ -127,17 +127,18 @@ def check_tree(paths: Collection[str]) -> None:
     Raises:
         Invalid: one is.
     """
-    files = {path for path in paths if not path.endswith("/")}
-    good: set[str] = set()
-    for path in paths:
-        if path.endswith("/") and path[:-1] in files:
+    files = {path for path in paths if path[-1:] != "/"}
+    for path in paths if len(files) < len(paths) else ():
+        if path[-1:] == "/" and path[:-1] in files:
             raise Invalid(f"expected {path[:-1]!r} to be a file or a folder, got both")
-        folder = path.removesuffix("/").rpartition("/")[0]
-        while folder and folder not in good:
-            if folder in files:
-                raise Invalid(f"expected {folder!r} to be a file or a folder, got both")
-            good.add(folder)
-            folder = folder.rpartition("/")[0]
+    good: set[str] = {""}
+    for folder in {path.removesuffix("/").rpartition("/")[0] for path in paths}:  # far fewer than there are files
+        above = folder
+        while above not in good:
+            if above in files:
+                raise Invalid(f"expected {above!r} to be a file or a folder, got both")
+            good.add(above)
+            above = above.rpartition("/")[0]
 
 
 def same_where_case_does_not_count(paths: Iterable[str]) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from artifact_server import ArtifactServer
 from icecore.artifact import Artifact
 from icecore.artifact_home import Home
 from icecore.errors import UsageError
-from icecore.hashing import LocalFile
+from icecore.hashing import Held, LocalFile
 from icecore.run import Run
 from icecore.settings import Settings
 from icecore.stat_cache import Stamp, StatCache
@@ -111,6 +111,23 @@ def test_files_hashed_before_are_sent_only_where_the_server_lacks_them(
     assert {hashlib.sha256(content).hexdigest() for content in contents.values()} <= artifacts.blobs.keys()
     asked = artifacts.sent("POST blobs/missing") // 67
     assert (1000 <= asked < 1100) if lacks == "none" else asked >= 1500
+
+
+def test_files_of_a_folder_are_sent_as_they_were_added(run: Run, artifacts: ArtifactServer) -> None:
+    """Small ones are in memory since then, within a bound, whatever becomes of them."""
+    folder = Path("many")
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number}").write_bytes(b"%d" % number)
+    artifact = Artifact("many", type="dataset")
+    artifact.add_dir(folder)
+    (folder / "7").write_bytes(b"other")
+    assert Path(run.log_artifact(artifact).wait().download("out"), "7").read_bytes() == b"7"
+
+    held = Held(most=3)
+    for data in (b"ab", b"cd", b"e"):
+        held.keep(data.hex(), data)
+    assert [held.take(data.hex()) for data in (b"ab", b"cd", b"e", b"e")] == [b"ab", None, b"e", None]
 
 
 def test_functions_of_the_package_speak_of_the_current_run(run: Run, artifacts: ArtifactServer) -> None:

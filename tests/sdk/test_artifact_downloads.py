@@ -196,6 +196,21 @@ def test_two_downloads_at_once_are_both_whole(artifacts: ArtifactServer, tmp_pat
     assert not list((tmp_path / "target").glob(f"{STAGING}*"))
 
 
+def test_a_file_that_is_there_with_these_bytes_is_left_alone(tmp_path: Path) -> None:
+    """Another download has just put it there; other bytes, and a link to the same ones, are replaced."""
+    with Target(tmp_path) as target, target.folder("") as folder:
+        target.write(folder, "a", b"one")
+        inode = (tmp_path / "a").stat().st_ino
+        target.write(folder, "a", b"one")
+        assert (tmp_path / "a").stat().st_ino == inode
+        target.write(folder, "a", b"two")
+        (tmp_path / "b").symlink_to("a")
+        target.write(folder, "b", b"two")
+
+    assert not (tmp_path / "b").is_symlink()
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"two", b"two"]
+
+
 def test_a_folder_that_cannot_be_written_says_so(artifacts: ArtifactServer, tmp_path: Path) -> None:
     """Here: a file where the folder should be."""
     (tmp_path / "target").write_bytes(b"")
