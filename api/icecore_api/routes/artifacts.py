@@ -69,7 +69,7 @@ class ArtifactPath:
         return f"{self.entity}/{self.project}/{self.name}"
 
 
-def _artifact(
+async def _artifact(
     entity: Annotated[str, Path()], project: Annotated[str, Path()], name: Annotated[str, Path()]
 ) -> ArtifactPath:
     return ArtifactPath(

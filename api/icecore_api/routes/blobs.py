@@ -45,7 +45,7 @@ _PARTIAL: Final[dict[str, Any]] = {
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
 
-def _digest(digest: Annotated[str, Path(description="SHA-256 in hex", pattern="^[0-9a-f]{64}$")]) -> str:
+async def _digest(digest: Annotated[str, Path(description="SHA-256 in hex", pattern="^[0-9a-f]{64}$")]) -> str:
     return check_digest(digest)
 
 
