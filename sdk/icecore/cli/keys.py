@@ -60,6 +60,8 @@ def revoke(name: str, as_json: bool) -> None:
         print_json(found)
     else:
         say(f"{found['id']} ({found['name']}) is revoked")
+    if found["current"]:
+        click.echo("this was the key that this command uses; next: icecore login, with another", err=True)
 
 
 def _client() -> JsonClient:
