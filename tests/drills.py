@@ -39,7 +39,8 @@ from icecore.position import Token
 from topology import Topology, facts
 
 WRITERS = 3
-PAUSE_S = 0.05
+PAUSE_S = 0.2
+"""Of each writer after an acknowledgement: more would cost processor time that killed processes need to come back."""
 _REPORT = os.environ.get("FAULTS_REPORT", "")
 """A file that gets one line of JSON for each drill: its figures."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+import uvloop
 
 Cut = Literal["silent", "deaf", "mute", "reset"]
 """How a line is cut: nothing passes at all; only requests get lost; only answers do; or every connection is reset."""
@@ -64,7 +65,7 @@ class Lines:
         """How many connections each process has opened to each other one."""
         self._open: dict[asyncio.StreamWriter, tuple[str, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()  # all that a topology says to itself passes here
         self._thread = threading.Thread(target=self._loop.run_forever, name="lines", daemon=True)
         self._thread.start()
 

@@ -254,8 +254,8 @@ class Topology:
         return done
 
     def records(self) -> list[StoredRecord]:
-        """Every record of the log, each partition's in order, read past icecore's own processes."""
-        return asyncio.run(read_log(self.log))
+        """Every record of the log, each partition's in order, read past icecore's own processes, with more patience."""
+        return asyncio.run(read_log(f"{self.log.partition('?')[0]}?partitions={PARTITIONS}&request_timeout_s=30"))
 
     # ---------------------------------------------------------------------------------------------------- its life
 
