@@ -253,9 +253,15 @@ class Topology:
             raise AssertionError(f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
+    @property
+    def patient_log(self) -> str:
+        """The log's address for the tests themselves, which wait longer for an answer than those who serve."""
+        servers = self.log.partition("?")[0]
+        return f"{servers}?partitions={PARTITIONS}&delivery_timeout_s=60&request_timeout_s=30&session_timeout_s=3"
+
     def records(self) -> list[StoredRecord]:
-        """Every record of the log, each partition's in order, read past icecore's own processes, with more patience."""
-        return asyncio.run(read_log(f"{self.log.partition('?')[0]}?partitions={PARTITIONS}&request_timeout_s=30"))
+        """Every record of the log, each partition's in order, read past icecore's own processes."""
+        return asyncio.run(read_log(self.patient_log))
 
     # ---------------------------------------------------------------------------------------------------- its life
 

@@ -144,7 +144,7 @@ class Strangers:
         group = (topology.folder / "store" / "data" / "run" / "group").read_text("ascii").strip()
         with (topology.folder / "strangers.stderr").open("w", encoding="utf-8") as stderr:
             self._nursery = subprocess.Popen(
-                [sys.executable, "-c", _STRANGERS, topology.log, group],
+                [sys.executable, "-c", _STRANGERS, topology.patient_log, group],
                 env=dict(topology.store.env),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
