@@ -19,6 +19,7 @@ from icecore.errors import (
 )
 from icecore_api.blobs.local import LocalBlobs
 from icecore_api.blobs.packs import MAGIC, entries, frame, read_entries, table
+from icecore_api.blobs.prefix import Prefix
 from icecore_api.blobs.store import Parts
 
 
@@ -150,3 +151,29 @@ def test_folders_can_be_entered_whatever_the_umask(tmp_path: Path) -> None:
     below = [path for path in (tmp_path / "blobs").rglob("*") if path.is_dir()]
     assert len(below) == 4 + 1 + 1
     assert {path.stat().st_mode & 0o777 for path in below} == {0o700}
+
+
+def test_an_upload_is_hashed_as_far_as_it_is_there(tmp_path: Path) -> None:
+    """Parts that are not settled are left for later; bytes that lack are an error, and it begins anew."""
+    content = noise(3, 2_500_000)
+    parts = Parts(digest_of(content), len(content), 1 << 20)
+    path = tmp_path / "bytes"
+    path.write_bytes(content[: 1 << 20] + b"?" * 1000)
+    asked: list[int] = []
+
+    def settled(part: int) -> bool:
+        asked.append(part)
+        return part == 0
+
+    prefix = Prefix()
+    with path.open("r+b") as file:
+        prefix.go_on(file.fileno(), parts, settled)
+        assert asked == [0, 1]
+        with pytest.raises(OSError, match="got the end"):
+            prefix.finish(file.fileno(), parts)
+        path.write_bytes(content)
+        prefix.go_on(file.fileno(), parts, settled)
+        os.pwrite(file.fileno(), b"!", 0)  # was hashed
+        assert prefix.finish(file.fileno(), parts) == parts.digest
+        prefix.reset()
+        assert prefix.finish(file.fileno(), parts) != parts.digest

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,11 +22,13 @@ from icecore.errors import Conflict, Invalid, TooLarge
 from icecore.limits import LimitName, most
 from icecore_api.blobs.drafts import make_folder
 from icecore_api.blobs.packs import mismatch
-from icecore_api.blobs.reading import sha256_of_file
+from icecore_api.blobs.prefix import Prefix
 from icecore_api.blobs.refusals import wrong_size
 from icecore_api.blobs.store import Parts, UnderWay, check_digest
 from icecore_ingest.logs.segments import sync_folder
 
+_PREFIXES: Final = 64
+"""Uploads of which it is remembered how far they were hashed."""
 _NAME: Final = re.compile(r"([0-9a-f]{64})-([0-9]{1,16})-([0-9]{1,16})")
 
 
@@ -63,15 +66,18 @@ class Upload:
     Args:
         folder: of all uploads.
         parts: what it is.
+        prefix: how far it was hashed already.
     """
 
-    def __init__(self, folder: Path, parts: Parts) -> None:
+    def __init__(self, folder: Path, parts: Parts, prefix: Prefix | None = None) -> None:
         self.parts = parts
+        self._prefix = prefix or Prefix()
         self.folder = folder / f"{parts.digest}-{parts.size}-{parts.part_size}"
         self.users = 0
         """Requests that hold it: kept by `Uploads`."""
         self._lock = threading.Condition()
-        self._writing = 0
+        self._writing: Counter[int] = Counter()
+        """Part -> by how many it is written now."""
         self._ended = False
         self.gone = False
         """Whether its files are, so that another may begin in its place."""
@@ -84,6 +90,7 @@ class Upload:
         self._bytes, new = _file(self.folder / "bytes", self.parts.size)
         self._marks, new_marks = _file(self.folder / "parts", self.parts.number, anew=new)
         if new or new_marks:
+            self._prefix.reset()
             os.fsync(self._bytes)
             os.fsync(self._marks)
             sync_folder(self.folder)
@@ -107,7 +114,7 @@ class Upload:
         Raises:
             Conflict: the upload is being completed.
         """
-        with self._may_write():
+        with self._may_write(part):
             if self._there[part]:
                 return
             at = part * self.parts.part_size + offset
@@ -124,12 +131,18 @@ class Upload:
         Raises:
             Conflict: the upload is being completed.
         """
-        with self._may_write():
+        with self._may_write(part):
             if not self._there[part]:
                 os.fdatasync(self._bytes)
                 os.pwrite(self._marks, b"\1", part)
                 os.fdatasync(self._marks)
                 self._there[part] = 1
+        self._prefix.go_on(self._bytes, self.parts, self._is_settled)
+
+    def _is_settled(self, part: int) -> bool:
+        """Whether a part does not change any more: it is durable, and whoever began to write to it before has ended."""
+        with self._lock:
+            return bool(self._there[part]) and not self._writing[part] and not self._ended
 
     def complete(self, publish: Callable[[Path], None]) -> None:
         """Check all bytes; `publish` gives their file its name. Nobody writes meanwhile, nor afterwards.
@@ -151,9 +164,9 @@ class Upload:
                     parts=absent[:1000],
                 )
             self._ended = True
-            self._lock.wait_for(lambda: not self._writing)
+            self._lock.wait_for(lambda: not self._writing.total())
         try:
-            got = sha256_of_file(self._bytes)
+            got = self._prefix.finish(self._bytes, self.parts)
             if got != self.parts.digest:
                 self.forget()
                 raise mismatch(self.parts.digest, got)
@@ -168,20 +181,21 @@ class Upload:
     def forget(self) -> None:
         """Remove it, whatever it holds."""
         self._ended = True
+        self._prefix.reset()
         (self.folder / "bytes").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.gone = True
 
     @contextlib.contextmanager
-    def _may_write(self) -> Iterator[None]:
+    def _may_write(self, part: int) -> Iterator[None]:
         with self._lock:
             self._check_open()
-            self._writing += 1
+            self._writing[part] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._writing -= 1
+                self._writing[part] -= 1
                 self._lock.notify_all()
 
     def _check_open(self) -> None:
@@ -230,6 +244,8 @@ class Uploads:
         self.folder = folder
         self._lock = threading.Lock()
         self._open: dict[Parts, Upload] = {}
+        self._prefixes: dict[Parts, Prefix] = {}
+        """Of uploads that no request may be using just now."""
 
     def take(self, parts: Parts) -> Upload:
         """An upload, for as long as a request needs it: until `give_back`.
@@ -240,7 +256,11 @@ class Uploads:
         with self._lock:
             upload = self._open.get(parts)
             if upload is None or upload.gone:
-                upload = Upload(self.folder, parts)
+                prefix = self._prefixes.pop(parts, None) or Prefix()
+                while len(self._prefixes) >= _PREFIXES:
+                    del self._prefixes[next(iter(self._prefixes))]
+                self._prefixes[parts] = prefix
+                upload = Upload(self.folder, parts, prefix)
                 try:
                     upload.begin()
                 except BaseException:
@@ -275,7 +295,7 @@ class Uploads:
         with self._lock:
             if parts in self._open and not self._open[parts].gone:
                 return False
-            Upload(self.folder, parts).forget()
+            Upload(self.folder, parts, self._prefixes.pop(parts, None)).forget()
             return True
 
     def in_use(self, parts: Parts) -> bool:
