@@ -47,7 +47,7 @@ class Artifacts:
         Raises:
             NotFound: there is none.
         """
-        row = self._one(Collection, "collections", "artifact = $artifact", {"artifact": artifact_number(path)})
+        row = self._one(Collection, "collections", f"artifact = {artifact_number(path)}", {})
         if row is None or row.path != path:
             entity, project, _ = path.split("/")
             raise NotFound(f"no such artifact: {path!r}", hint=f"`icecore artifacts {entity}/{project}` lists them")
@@ -176,8 +176,8 @@ class Artifacts:
         return _NEVER if self._upto is None else self._upto
 
     def _version(self, path: str, number: int) -> Version | None:
-        where = "artifact = $artifact AND version = $version"
-        return self._one(Version, "versions", where, {"artifact": artifact_number(path), "version": number})
+        where = f"artifact = {artifact_number(path)} AND version = {number:d}"  # a parameter costs 30 us each
+        return self._one(Version, "versions", where, {})
 
     def _versions(self, where: str, parameters: Mapping[str, Any]) -> list[Version]:
         rows = self._many(Version, "versions", where, parameters)
