@@ -122,7 +122,8 @@ def test_what_interrupted_uploads_left_is_listed_and_removed(tmp_path: Path) -> 
         await blobs.put_part(parts, 0, sent(content[: 1 << 20]))
         draft = tmp_path / "drafts" / "left.draft"
         draft.write_bytes(bytes(10_000))
-        os.utime(draft, (time.time() - 5000,) * 2)
+        then = time.time() - 5000
+        os.utime(draft, (then, then))
         found = {orphan.kind: orphan for orphan in await blobs.orphans()}
         assert found.keys() == {"draft", "upload"}
         assert 10_000 <= found["draft"].bytes < 20_000
