@@ -123,6 +123,10 @@ def test_checks_that_are_set_at_once_are_all_kept(tmp_path: Path) -> None:
             assert (await ask(app, "PATCH", f"registry/{CHURN}", {"checks": {}}))["checks"] == {}
             many = {"checks_of": {f"a{n}": ["approved"] for n in range(101)}}
             await ask(app, "PATCH", f"registry/{CHURN}", many, status=422)
+            most = {"checks_of": {f"a{n}": ["approved"] for n in range(100)}}
+            assert len((await ask(app, "PATCH", f"registry/{CHURN}", most))["checks"]) == 100
+            await ask(app, "PATCH", f"registry/{CHURN}", {"checks_of": {"b": ["approved"]}}, status=409)
+            await ask(app, "PATCH", f"registry/{CHURN}", {"checks_of": {"a0": [], "b": ["approved"]}})
 
     asyncio.run(work())
 
