@@ -7,6 +7,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -66,6 +67,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.commands = Commands(context)
     clock = RetentionClock(context.clock_ms, partial(last_ms, context))
     app.state.eraser = Eraser(context, app.state.commands, clock)
+    app.state.drafts = WeakValueDictionary()
     app.state.expiry = Expiry(context, app.state.commands, clock)
     app.state.jobs = {name: Job(name, context.clock_ms) for name in ("rebuild", "fsck", "scrub", "gc")}
     install_errors(app)

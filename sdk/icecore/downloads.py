@@ -92,7 +92,8 @@ class Downloader:
                         size = os.lstat(f"{root}/{path}").st_size
                         if size == (size if entry.size is None else entry.size):
                             there[path] = f"{root}/{path}"
-        found = hash_files(list(there.values()), self.stats, str(root)) if there else []
+        # what another download, or whoever has the folder, replaces meanwhile is not there yet
+        found = hash_files(list(there.values()), self.stats, str(root), may_go=True) if there else []
         right = {path for path, file in zip(there, found, strict=True) if file.digest == entries[path].digest}
         return [path for path in sorted(entries) if path not in right]
 

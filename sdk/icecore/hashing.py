@@ -20,6 +20,7 @@ _HELD_MOST: Final = 128 << 20
 _HELD_FILE: Final = 256 * 1024
 _CHUNK: Final = 1 << 20
 _HASHERS: Final = min(os.cpu_count() or 1, 8)
+_GONE: Final = Stamp(0, 0, 0, 0)
 
 
 class Held:
@@ -156,7 +157,9 @@ def _text(name: str, folder: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def hash_files(paths: Sequence[str], cache: StatCache, folder: str, held: Held | None = None) -> list[LocalFile]:
+def hash_files(
+    paths: Sequence[str], cache: StatCache, folder: str, held: Held | None = None, *, may_go: bool = False
+) -> list[LocalFile]:
     """The digests of files, in the order given; files that have not changed since are not read.
 
     Args:
@@ -164,6 +167,7 @@ def hash_files(paths: Sequence[str], cache: StatCache, folder: str, held: Held |
         cache: what is known from before, and is told what is found.
         folder: which part of the cache is looked at.
         held: keeps the bytes of small ones that are read.
+        may_go: files that go or change meanwhile have an empty digest; else they are an error.
 
     Raises:
         UsageError: something is no file, cannot be read, or changes meanwhile.
@@ -186,7 +190,14 @@ def hash_files(paths: Sequence[str], cache: StatCache, folder: str, held: Held |
             try:
                 stamp, digest, data = _read(path)
             except OSError as error:
-                raise _unreadable(path, error) from error
+                if not (may_go and isinstance(error, FileNotFoundError)):
+                    raise UsageError(f"expected a file that can be read at {path}, got: {error.strerror}") from error
+                stamp, digest, data = _GONE, "", b""
+            if not digest:
+                if not may_go:
+                    raise _changed(path)
+                files[number] = LocalFile(path, stamp, "")
+                continue
             if held is not None and data:
                 held.keep(digest, data)
             files[number] = file = LocalFile(path, stamp, digest, held=held)
@@ -201,16 +212,16 @@ def _unchanged(path: str, row: Known) -> LocalFile | None:
     """A file that is as it was when it was hashed; None where it is not."""
     try:
         found = os.stat(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    except OSError:
+        return None  # reading it says why
     _, size, mtime, ctime, inode, digest = row
     if (found.st_mtime_ns, found.st_size, found.st_ctime_ns) != (mtime, size, ctime) or inode_of(found) != inode:
         return None
     return LocalFile(path, Stamp(size, mtime, ctime, inode), digest.hex(), seen=True)
 
 
-def _unreadable(path: str, error: OSError) -> UsageError:
-    return UsageError(f"expected a file that can be read at {path}, got: {error.strerror}")
+def _changed(path: str) -> UsageError:
+    return UsageError(f"expected {path} to stay as it is while it is read, got changes to it")
 
 
 def hash_file(path: str) -> tuple[Stamp, str]:
@@ -220,11 +231,14 @@ def hash_file(path: str) -> tuple[Stamp, str]:
         UsageError: it is no file, or changes while it is read.
         OSError: it cannot be read.
     """
-    return _read(path)[:2]
+    stamp, digest, _ = _read(path)
+    if not digest:
+        raise _changed(path)
+    return stamp, digest
 
 
 def _read(path: str) -> tuple[Stamp, str, bytes]:
-    """As `hash_file`, with its bytes where it is small."""
+    """As `hash_file`, with its bytes where it is small; without a digest where it changes meanwhile."""
     # a pipe without a writer must not hold us up
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -236,7 +250,7 @@ def _read(path: str) -> tuple[Stamp, str, bytes]:
             return Stamp.of(before), hashlib.sha256(data).hexdigest(), data
         digest = hash_descriptor(descriptor, size)
         if size > _CHUNK and Stamp.of(os.fstat(descriptor)) != Stamp.of(before):
-            raise UsageError(f"expected {path} to stay as it is while it is read, got changes to it")
+            digest = ""
         return Stamp.of(before), digest, b""
     finally:
         os.close(descriptor)

@@ -178,3 +178,28 @@ def test_an_upload_is_hashed_as_far_as_it_is_there(tmp_path: Path) -> None:
         assert prefix.finish(file.fileno(), parts) == parts.digest
         prefix.reset()
         assert prefix.finish(file.fileno(), parts) != parts.digest
+
+
+def test_an_upload_stays_open_while_a_part_is_kept_whose_client_has_gone(tmp_path: Path) -> None:
+    """The last part lets all of them be hashed: a request that is cancelled then leaves the others' work right."""
+    step, number = 16 << 20, 8
+    content = bytes(step * number)
+    parts = Parts(digest_of(content), len(content), step)
+    (tmp_path / "other").write_bytes(b"x" * len(content))
+
+    async def story(blobs: LocalBlobs) -> None:
+        for part in range(1, number):
+            await blobs.put_part(parts, part, sent(content[:step]))
+        last = asyncio.create_task(blobs.put_part(parts, 0, sent(content[:step])))
+        while not last.done() and len((await blobs.under_way(parts.digest))[0].there) < number:
+            pass
+        last.cancel()
+        await asyncio.wait((last,))
+        others = [os.open(tmp_path / "other", os.O_RDONLY) for _ in range(8)]
+        try:
+            assert await blobs.complete(parts) == len(content)
+        finally:
+            for handle in others:
+                os.close(handle)
+
+    play(tmp_path / "blobs", story)

@@ -123,6 +123,10 @@ def test_checks_that_are_set_at_once_are_all_kept(tmp_path: Path) -> None:
             assert (await ask(app, "PATCH", f"registry/{CHURN}", {"checks": {}}))["checks"] == {}
             many = {"checks_of": {f"a{n}": ["approved"] for n in range(101)}}
             await ask(app, "PATCH", f"registry/{CHURN}", many, status=422)
+            most = {"checks_of": {f"a{n}": ["approved"] for n in range(100)}}
+            assert len((await ask(app, "PATCH", f"registry/{CHURN}", most))["checks"]) == 100
+            await ask(app, "PATCH", f"registry/{CHURN}", {"checks_of": {"b": ["approved"]}}, status=409)
+            await ask(app, "PATCH", f"registry/{CHURN}", {"checks_of": {"a0": [], "b": ["approved"]}})
 
     asyncio.run(work())
 
@@ -307,5 +311,24 @@ def test_two_writers_of_one_path_are_a_conflict(tmp_path: Path) -> None:
             await ask(app, "DELETE", at, part=kept, status=404)
             bad = {"manifest": "0" * 64}
             await ask(app, "POST", at, bad, status=422)
+
+    asyncio.run(work())
+
+
+def test_a_part_is_taken_back_or_in_the_version(tmp_path: Path) -> None:
+    """Of a withdrawal and an end at once one is first: a part that was taken back is in no version."""
+
+    async def work() -> None:
+        async with application(tmp_path) as app:
+            for turn in range(4):
+                draft = f"parts/{NET}/{turn}"
+                parts = [await manifest_of(app, {f"{turn}-{n}": b"%d %d" % (turn, n)}) for n in range(2)]
+                for part in parts:
+                    await ask(app, "POST", draft, {"manifest": part})
+                ended, taken = await asyncio.gather(
+                    app.client.post(f"{API}/{draft}/finish", json={"type": "model"}),
+                    app.client.delete(f"{API}/{draft}", params={"part": parts[0]}),
+                )
+                assert (ended.status_code, ended.json()["files"], taken.status_code) in ((200, 2, 404), (200, 1, 200))
 
     asyncio.run(work())

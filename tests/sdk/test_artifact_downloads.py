@@ -15,6 +15,8 @@ from artifact_server import ArtifactServer
 from icecore.api import Api
 from icecore.blob_cache import BlobCache
 from icecore.errors import IcecoreError, Invalid, ServerFailed, UsageError
+from icecore.hashing import hash_files
+from icecore.stat_cache import StatCache
 from icecore.target import STAGING, Target
 from refused_paths import REFUSED
 
@@ -194,6 +196,35 @@ def test_two_downloads_at_once_are_both_whole(artifacts: ArtifactServer, tmp_pat
     assert errors == []
     assert {path: (tmp_path / "target" / path).read_bytes() for path in data} == data
     assert not list((tmp_path / "target").glob(f"{STAGING}*"))
+
+
+def test_a_file_that_is_replaced_while_it_is_looked_at_is_downloaded(artifacts: ArtifactServer, tmp_path: Path) -> None:
+    """Another download into the same folder puts the same bytes there, again and again, and one file goes."""
+    target = tmp_path / "target"
+    target.mkdir()
+    data = os.urandom(4 << 20)
+    put(artifacts, {"a": {"digest": artifacts.keep(data), "size": len(data)}})
+    version, ended = Api().artifact("p/evil"), threading.Event()
+
+    def replace() -> None:
+        while not ended.is_set():
+            (tmp_path / "draft").write_bytes(data)
+            (tmp_path / "draft").rename(target / "a")
+
+    other = threading.Thread(target=replace)
+    other.start()
+    try:
+        for _ in range(8):
+            version.download(target)
+    finally:
+        ended.set()
+        other.join()
+
+    assert (target / "a").read_bytes() == data
+    gone = hash_files([str(tmp_path / "gone")], StatCache(tmp_path / "stats"), str(tmp_path), may_go=True)
+    assert [file.digest for file in gone] == [""]
+    with pytest.raises(UsageError, match="No such file"):
+        hash_files([str(tmp_path / "gone")], StatCache(tmp_path / "stats"), str(tmp_path))
 
 
 def test_a_file_that_is_there_with_these_bytes_is_left_alone(tmp_path: Path) -> None:

@@ -345,7 +345,11 @@ class LocalBlobs:
                 coming = PartComing(upload, part, expected)
                 await fill(chunks, coming.take, "upload_part_bytes", self._threads)
                 coming.check()
-                await asyncio.shield(self._in_thread(upload.keep, part))
+                keeping = self._in_thread(upload.keep, part)
+                try:
+                    await asyncio.shield(keeping)
+                finally:
+                    await asyncio.wait((keeping,))  # also where it is cancelled: what is given back may be closed
             finally:
                 self._uploads.give_back(upload)
 

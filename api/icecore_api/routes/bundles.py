@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from fastapi import Path, Query, Request
 from starlette.concurrency import run_in_threadpool
@@ -134,14 +135,15 @@ async def withdraw_part(
     """Take a part back that is in no version yet; sent again it counts again."""
     check_path_part("a distributed id", distributed_id)
     check_name("a reason", reason, "text_value_bytes")
-    before = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
-    if part not in {digest for digest, _ in before.parts}:
-        raise NotFound(
-            f"no such part: expected {part} among those of {at.path} under {distributed_id!r}, found none",
-            hint=f"icecore artifact parts {at.path} {distributed_id}",
-        )
-    event = PartWithdrawn(artifact=at.path, distributed_id=distributed_id, digest=part, reason=reason)
-    token = await _submit(request, event)
+    async with _turn(request, at, distributed_id):
+        before = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
+        if part not in {digest for digest, _ in before.parts}:
+            raise NotFound(
+                f"no such part: expected {part} among those of {at.path} under {distributed_id!r}, found none",
+                hint=f"icecore artifact parts {at.path} {distributed_id}",
+            )
+        event = PartWithdrawn(artifact=at.path, distributed_id=distributed_id, digest=part, reason=reason)
+        token = await _submit(request, event)
     now = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
     return Json({"distributed_id": distributed_id, "manifest": part, "parts": len(now.parts)}, position=token)
 
@@ -155,19 +157,28 @@ async def finish_parts(request: Request, at: OfArtifact, distributed_id: OfDraft
     check_path_part("a distributed id", distributed_id)
     body = await read_body(request, Words)
     _check(body)
-    under_way = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
-    if not under_way.parts:
-        done = await _look(context, lambda reading: last_end(reading.cursor, at.path, distributed_id))
-        if done is None:
-            raise NotFound(f"expected parts of {at.path} under {distributed_id!r}, got none", hint="upsert them first")
-        return await _version(context, at, done, None)
-    entries = await _merged(context.blobs, under_way.parts)
-    digest = await _keep(context.blobs, entries, {})
-    with request.app.state.eraser.committing(digest):
-        event = await _committed(context.blobs, at, body, digest, [])
-        end = PartsFinished(artifact=at.path, distributed_id=distributed_id, upto=under_way.upto, digest=digest)
-        token = await _submit(request, event, end)
+    async with _turn(request, at, distributed_id):
+        under_way = await _look(context, lambda reading: parts_under_way(reading.cursor, at.path, distributed_id))
+        if not under_way.parts:
+            done = await _look(context, lambda reading: last_end(reading.cursor, at.path, distributed_id))
+            if done is None:
+                raise NotFound(
+                    f"expected parts of {at.path} under {distributed_id!r}, got none", hint="upsert them first"
+                )
+            return await _version(context, at, done, None)
+        entries = await _merged(context.blobs, under_way.parts)
+        digest = await _keep(context.blobs, entries, {})
+        with request.app.state.eraser.committing(digest):
+            event = await _committed(context.blobs, at, body, digest, [])
+            end = PartsFinished(artifact=at.path, distributed_id=distributed_id, upto=under_way.upto, digest=digest)
+            token = await _submit(request, event, end)
     return await _version(context, at, digest, token)
+
+
+def _turn(request: Request, at: ArtifactPath, distributed_id: str) -> asyncio.Lock:
+    """One at a time: a part that is said to be taken back is in no version that is being made meanwhile."""
+    drafts: WeakValueDictionary[tuple[str, str], asyncio.Lock] = request.app.state.drafts
+    return drafts.setdefault((at.path, distributed_id), asyncio.Lock())
 
 
 async def _merged(blobs: BlobStore, parts: list[tuple[str, str]]) -> dict[str, Entry]:

@@ -55,14 +55,12 @@ from icecore_api.routes.moments import Then
 from icecore_api.routing import Router, principal
 from icecore_projections.folds.artifact_rows import LATEST
 from icecore_projections.folds.promotions import asked_for, judged
-from icecore_projections.folds.registry_rows import Registry
+from icecore_projections.folds.registry_rows import NAMES_MOST, Registry
 
 router: Final = Router("registry")
 T = TypeVar("T")
 
 _OF: Final = "/registry/{entity}/{project}/{name}"
-_NAMES_MOST: Final = 100
-"""Stages, required keys, or checks of an alias."""
 _ID_CHARS: Final = 12
 """Of a promotion's id: the last of a UUIDv7, which are random."""
 
@@ -159,8 +157,8 @@ def _settings(at: ArtifactPath, body: CollectionPatch) -> CollectionSet:
     lists = [body.stages, body.tags, body.required]
     for checks in (body.checks or {}, body.checks_of or {}):
         lists += [list(checks), *checks.values()]
-    if any(len(texts) > _NAMES_MOST for texts in lists if texts):
-        raise Invalid(f"expected at most {_NAMES_MOST} stages, tags, keys or checks, got more")
+    if any(len(texts) > NAMES_MOST for texts in lists if texts):
+        raise Invalid(f"expected at most {NAMES_MOST} stages, tags, keys or checks, got more")
     check_name("an artifact's type", body.type)
     check_name("an owner", body.owner or "")
     for said in (body.template, body.description):

@@ -29,6 +29,7 @@ from icecore.retention_events import ArtifactExpired
 from icecore_projections.folds import Applied
 from icecore_projections.folds.artifact_rows import LATEST, Collection, Version
 from icecore_projections.folds.registry_rows import (
+    NAMES_MOST,
     DraftPart,
     Registry,
 )
@@ -301,6 +302,8 @@ def _set(work: Work, applied: Applied, event: CollectionSet) -> None:
     registry = msgspec.structs.replace(collection.registry or Registry(), **said)
     if event.checks_of is not None:
         checks = {alias: those for alias, those in {**registry.checks, **event.checks_of}.items() if those}
+        if len(checks) > max(NAMES_MOST, len(registry.checks)):
+            raise Refused(f"expected checks of at most {NAMES_MOST} aliases, got {len(checks)}")
         registry = msgspec.structs.replace(registry, checks=checks)
     if registry.stages and (other := sorted(registry.checks.keys() - set(registry.stages))):
         raise Refused(f"expected checks of {', '.join(registry.stages)} only, got some of {', '.join(other)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,10 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     before: int | None = None
     """What the alias named before."""
+
+
+NAMES_MOST: Final = 100
+"""Stages, required keys, aliases with checks, or checks of an alias."""
 
 
 class Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
