@@ -13,6 +13,7 @@ for longer than its session has nobody to overtake it, and continues where its f
 
 For the same reason nothing waits for the group: partitions that Faust has not been given (its predecessor was killed
 and is a member until its session ends, the group's coordinator is away, a rebalance goes on) the feed reads by itself.
+So it does where Faust has been given partitions and says nothing of them: after many rebalances in a row it may stall.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
@@ -35,7 +37,7 @@ from faust.types import TP
 from yarl import URL
 
 from icecore.codec import decode_envelope
-from icecore.errors import BadRequest, IcecoreError, LogCorrupt, SettingsError, StoreDamaged
+from icecore.errors import BadRequest, IcecoreError, LogCorrupt, SettingsError, StoreDamaged, Unavailable
 from icecore.log import EventLog, StoredRecord
 from icecore.position import Place, Position, Token
 from icecore_projections import generations
@@ -50,6 +52,11 @@ BUFFERED: Final = 32
 
 ALONE_S: Final = 0.05
 """How often it is looked where the log ends while the group has not given us all of it."""
+
+SILENT_S: Final = 2.0
+"""A partition that goes on, and of which Faust brings nothing for so long, is read without it."""
+STUCK_S: Final = 30.0
+"""Faust is started again when it has brought nothing at all for so long although it should have."""
 
 RESTARTS_S: Final = (0.2, 1.0, 2.0, 5.0)
 """Waits before Faust is started again; the last one goes on."""
@@ -169,6 +176,8 @@ class FoldingApp(faust.App):
         self._folded: Callable[[], Token] = Token
         self._delivered: frozenset[Place] = frozenset()
         """Partitions that the group has given us, and whose records Faust brings."""
+        self._heard = time.monotonic()
+        """When Faust brought something last, or should begin to."""
         records = self.topic(*self._streams, key_type=bytes, value_type=bytes)
         self.agent(records, name="fold")(cast("Any", self._take))
 
@@ -191,6 +200,7 @@ class FoldingApp(faust.App):
 
     def delivers(self, assigned: set[TP]) -> None:
         """Leave partitions to Faust, which fetches them from now on, until the next rebalance."""
+        self._heard = time.monotonic()
         self._delivered = frozenset(self._place(tp.topic, tp.partition) for tp in assigned if tp.topic in self._streams)
 
     def on_rebalance_start(self) -> None:
@@ -208,12 +218,24 @@ class FoldingApp(faust.App):
         assert self._feed is not None, "attach comes before start"
         feed = self._feed
         places = {Place(stream, n) for stream, count in feed.partitions.items() for n in range(count)}
+        told, seen, looked = Token(), Token(), time.monotonic()
         while not self.should_stop:
-            if not places <= self._delivered:
+            ours = places - self._delivered
+            looks = time.monotonic() - looked >= SILENT_S
+            if ours or looks:
                 with contextlib.suppress(IcecoreError):  # away: Faust meets it too, and says so
                     end = await feed.log.end()
-                    for place in places - self._delivered:
+                    if looks:
+                        silent = _silent(places - ours, feed, told, await feed.end(), seen)
+                        if silent and time.monotonic() - self._heard > STUCK_S:
+                            await self.crash(
+                                Unavailable(f"expected records of {len(silent)} partitions, heard nothing")
+                            )
+                        ours |= silent
+                    for place in ours:
                         feed.announce(place, end.next_offset(place))
+                    if looks:
+                        told, seen, looked = await feed.end(), end, time.monotonic()
                     await feed.deliver(())
             await asyncio.sleep(ALONE_S)
 
@@ -221,6 +243,7 @@ class FoldingApp(faust.App):
         """The agent: hand over what was delivered; acknowledged when there is room for more."""
         assert self._feed is not None, "attach comes before start"
         async for events in stream.take_events(FETCHES, within=WITHIN_S):
+            self._heard = time.monotonic()
             for event in events:
                 place = self._place(event.message.topic, event.message.partition)
                 records: list[StoredRecord] = []
@@ -288,6 +311,15 @@ async def _keep(made: Callable[[], FoldingApp], say: Callable[[str], None]) -> N
                 await asyncio.wait_for(asyncio.shield(app.stop()), STOP_S)
         say(f"Faust is started again: {why}")
         await asyncio.sleep(wait)
+
+
+def _silent(places: set[Place], feed: Feed, told: Token, now: Token, seen: Token) -> set[Place]:
+    """Partitions of which the feed has not heard since a look that saw more of them in the log, and waits for that."""
+    return {
+        place
+        for place in places
+        if now.next_offset(place) <= told.next_offset(place) < seen.next_offset(place) and not feed.holds(place)
+    }
 
 
 def stored(place: Place, message: Any) -> StoredRecord:

@@ -52,6 +52,10 @@ class Feed:
         for place in places:
             self._hold(-sum(len(record.payload) for record in self._lanes.pop(place, ())))
 
+    def holds(self, place: Place) -> bool:
+        """Whether something that was delivered of a partition has not been taken."""
+        return bool(self._lanes.get(place))
+
     def _add(self, record: StoredRecord) -> None:
         place, offset = record.position.place, record.position.offset
         lane = self._lanes.setdefault(place, deque())

@@ -25,13 +25,13 @@ from icecore.codec import encode_event
 from icecore.errors import SettingsError
 from icecore.events import Envelope, RunStarted, now_ms, uuid7
 from icecore.log import Record
-from icecore.position import LEDGER, METRICS, Token
+from icecore.position import LEDGER, METRICS, Place, Token
 from icecore_ingest.logs import kafka_topics
 from icecore_ingest.logs.kafka import KafkaLog
 from icecore_ingest.logs.kafka_settings import KafkaSettings
 from icecore_projections import generations
 from icecore_projections.digest import digest
-from icecore_projections.faust_app import feeding, worker_app
+from icecore_projections.faust_app import FoldingApp, feeding, worker_app
 from icecore_projections.feed import Feed
 from icecore_projections.runner import Runner
 from icecore_projections.store import Store
@@ -267,6 +267,40 @@ def test_in_its_group_it_is_faust_that_delivers(where: str) -> None:
             await beside.close()
 
     asyncio.run(deliver())
+
+
+def test_what_faust_says_nothing_of_is_read_all_the_same(where: str) -> None:
+    """Where Faust holds all partitions and stalls, what is appended then is folded within seconds."""
+
+    async def taken(feed: Feed, offsets: dict[Place, int], end: Token) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while any(offsets.get(place, 0) < end.next_offset(place) for place in offsets):
+                for place, offset in offsets.items():
+                    offsets[place] = (await feed.read(place, offset)).next_offset
+                await asyncio.sleep(0.05)
+
+    async def stall() -> None:
+        asking = KafkaSettings.parse(where)
+        log = await _Asked.open(asking, readonly=True)
+        assert isinstance(log, _Asked)
+        apps: list[FoldingApp] = []
+        offsets = {Place(stream, n): 0 for stream, count in log.partitions.items() for n in range(count)}
+        try:
+            async with feeding(asking, asking.prefix, log, Token, print, apps.append) as feed:
+                await _append(where, 0, 5)
+                await taken(feed, offsets, await log.end())
+                async with asyncio.timeout(WITHIN_S):
+                    before = -1
+                    while log.asked != before:  # until Faust has all: before that the log is asked all the time
+                        before = log.asked
+                        await asyncio.sleep(0.5)
+                apps[0].flow_control.suspend()
+                await _append(where, 5, 10)
+                await taken(feed, offsets, await log.end())
+        finally:
+            await log.close()
+
+    asyncio.run(stall())
 
 
 @pytest.mark.parametrize(
